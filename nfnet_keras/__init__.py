@@ -1,0 +1,53 @@
+"""Normalizer-free networks (NFNets) for Keras: exact, with adaptive gradient clipping in every training step."""
+
+from nfnet_keras import applications, checkpoints, layers, optimizers
+from nfnet_keras.applications import create_model, list_models
+from nfnet_keras.applications.nfnet import (
+    NFNetF0,
+    NFNetF0Plus,
+    NFNetF1,
+    NFNetF1Plus,
+    NFNetF2,
+    NFNetF2Plus,
+    NFNetF3,
+    NFNetF3Plus,
+    NFNetF4,
+    NFNetF4Plus,
+    NFNetF5,
+    NFNetF5Plus,
+    NFNetF6,
+    NFNetF6Plus,
+    NFNetF7,
+    NFNetF7Plus,
+    NFNetTiny,
+)
+from nfnet_keras.model import NormalizerFreeModel
+from nfnet_keras.version import __version__
+
+__all__ = [
+    "NFNetF0",
+    "NFNetF0Plus",
+    "NFNetF1",
+    "NFNetF1Plus",
+    "NFNetF2",
+    "NFNetF2Plus",
+    "NFNetF3",
+    "NFNetF3Plus",
+    "NFNetF4",
+    "NFNetF4Plus",
+    "NFNetF5",
+    "NFNetF5Plus",
+    "NFNetF6",
+    "NFNetF6Plus",
+    "NFNetF7",
+    "NFNetF7Plus",
+    "NFNetTiny",
+    "NormalizerFreeModel",
+    "__version__",
+    "applications",
+    "checkpoints",
+    "create_model",
+    "layers",
+    "list_models",
+    "optimizers",
+]

@@ -1,0 +1,265 @@
+"""NFNets: F0 to F7, F0+ to F7+, and a small one for 32 to 64 pixels."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+
+import keras
+
+from nfnet_keras.applications import common
+from nfnet_keras.applications.registry import register
+from nfnet_keras.layers import ScaledActivation, SkipGain, SqueezeExcite, StochasticDepth, WSConv2D
+from nfnet_keras.model import NormalizerFreeModel
+
+
+@dataclasses.dataclass(frozen=True)
+class NFNetVariant:
+    """One row of the table of NFNets.
+
+    Args:
+        name: The model's name in `list_models()`.
+        widths: Output channels of the four stages.
+        depths: Blocks of the four stages.
+        drop_rate: Dropout before the classifier, in [0, 1).
+        train_size: Height and width of the published training images.
+        test_size: Height and width of the published test images, the default input.
+        group_width: Channels of a group of the 3 x 3 convolutions.
+        expansion: Width of a block's 3 x 3 convolutions as a share of its output channels.
+        stem_widths: Channels of the first three convolutions.
+    """
+
+    name: str
+    widths: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    drop_rate: float
+    train_size: int
+    test_size: int
+    group_width: int = 128
+    expansion: float = 0.5
+    stem_widths: tuple[int, int, int] = (16, 32, 64)
+
+
+def _rows() -> dict[str, NFNetVariant]:
+    base, wide = (256, 512, 1536, 1536), (384, 768, 2048, 2048)
+    # Dropout, training size and test size of F0, F1, ...: Brock et al. 2021, tables 1 and 6.
+    published = (
+        (0.2, 192, 256),
+        (0.3, 224, 320),
+        (0.4, 256, 352),
+        (0.4, 320, 416),
+        (0.5, 384, 512),
+        (0.5, 416, 544),
+        (0.5, 448, 576),
+        (0.5, 480, 608),
+    )
+    rows = [NFNetVariant("nfnet_tiny", (32, 64, 128, 128), (1, 1, 2, 1), 0.1, 32, 32, group_width=16)]
+    for suffix, widths in (("", base), ("_plus", wide)):
+        for level, settings in enumerate(published):
+            depths = tuple(blocks * (level + 1) for blocks in (1, 2, 6, 3))
+            rows.append(NFNetVariant(f"nfnet_f{level}{suffix}", widths, depths, *settings))
+    return {row.name: row for row in rows}
+
+
+VARIANTS = _rows()
+
+
+def _block(x, prefix: str, channels: int, inner: int, groups: int, stride: int, beta: float, rate: float, options):
+    """One NFNet block: shortcut + alpha * gain * branch(beta * activation(x))."""
+    out = ScaledActivation(options["activation"], scale=beta, name=f"{prefix}_preact")(x)
+    shortcut = x
+    if stride > 1 or x.shape[-1] != channels:
+        shortcut = out
+        if stride > 1:
+            shortcut = keras.layers.AveragePooling2D(2, stride, padding="same", name=f"{prefix}_shortcut_pool")(shortcut)
+        shortcut = WSConv2D(channels, 1, name=f"{prefix}_conv_shortcut")(shortcut)
+    out = WSConv2D(inner, 1, name=f"{prefix}_conv0")(out)
+    for name, step in (("conv1", stride), ("conv1b", 1)) if options["use_two_convs"] else (("conv1", stride),):
+        out = ScaledActivation(options["activation"], name=f"{prefix}_{name}_preact")(out)
+        out = WSConv2D(inner, 3, strides=step, padding="same", groups=groups, name=f"{prefix}_{name}")(out)
+    out = ScaledActivation(options["activation"], name=f"{prefix}_conv2_preact")(out)
+    out = WSConv2D(channels, 1, name=f"{prefix}_conv2")(out)
+    if options["se_ratio"]:
+        out = SqueezeExcite(options["se_ratio"], name=f"{prefix}_se")(out)
+    if rate > 0:
+        out = StochasticDepth(rate, name=f"{prefix}_stochastic_depth")(out)
+    out = SkipGain(options["alpha"], name=f"{prefix}_skip_gain")(out)
+    return keras.layers.Add(name=f"{prefix}_add")([shortcut, out])
+
+
+def _stem(x, variant: NFNetVariant, activation: str):
+    widths = (*variant.stem_widths, variant.widths[0] // 2)
+    for i, (channels, stride) in enumerate(zip(widths, (2, 1, 1, 2), strict=True)):
+        if i:
+            x = ScaledActivation(activation, name=f"stem_conv{i}_preact")(x)
+        x = WSConv2D(channels, 3, strides=stride, padding="same", name=f"stem_conv{i}")(x)
+    return x
+
+
+def _stages(x, variant: NFNetVariant, width: float, stochastic_depth_rate: float, options):
+    index, expected_std = 0, 1.0
+    for stage, (channels, depth) in enumerate(zip(variant.widths, variant.depths, strict=True), start=1):
+        channels = int(channels * width)
+        groups = int(channels * variant.expansion) // variant.group_width
+        if groups < 1:
+            raise ValueError(
+                f"Stage {stage} of '{variant.name}' would have {int(channels * variant.expansion)} channels in its 3 x 3 "
+                f"convolutions, less than one group of {variant.group_width}. Raise `width` or lower `group_width`."
+            )
+        inner = groups * variant.group_width
+        for block in range(1, depth + 1):
+            stride = 2 if block == 1 and stage > 1 else 1
+            rate = stochastic_depth_rate * index / sum(variant.depths)
+            prefix = f"stage{stage}_block{block}"
+            x = _block(x, prefix, channels, inner, groups, stride, 1 / expected_std, rate, options)
+            # The first block of a stage starts the variance anew, on its shortcut.
+            expected_std = ((1.0 if block == 1 else expected_std**2) + options["alpha"] ** 2) ** 0.5
+            index += 1
+    return x
+
+
+def NFNet(  # noqa: N802 (keras.applications names constructors like classes)
+    variant: NFNetVariant,
+    include_top: bool = True,
+    weights: str | None = "imagenet",
+    input_tensor=None,
+    input_shape: tuple | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation="softmax",
+    name: str | None = None,
+    *,
+    width: float = 1.0,
+    se_ratio: float | None = 0.5,
+    alpha: float = 0.2,
+    activation: str = "gelu",
+    use_two_convs: bool = True,
+    final_conv_mult: float = 2,
+    stochastic_depth_rate: float = 0.25,
+    drop_rate: float | None = None,
+    group_width: int | None = None,
+) -> NormalizerFreeModel:
+    """Builds an NFNet from a row of the table, or from a row of your own.
+
+    Source: Brock et al. 2021, <https://arxiv.org/abs/2102.06171>, section 3, figure 3 and table 1.
+
+    Args:
+        variant: The row: widths, depths, sizes.
+        include_top: Whether to end in global average pooling, dropout and the classifier. Defaults to `True`.
+        weights: `None` for random weights, or the path of a `.weights.h5` or `.keras` file. Defaults to `"imagenet"`,
+            as in keras.applications; this version has no published weights and says so in a `ValueError`.
+        input_tensor: Keras tensor to build on: an `keras.Input` or the output of a layer. Defaults to `None`.
+        input_shape: (height, width, channels), at least 32 x 32; sizes may be `None`. Defaults to the published test
+            size with three channels; without top to (None, None, 3).
+        pooling: Without top: `None` for the last feature map, `"avg"` or `"max"` for a vector. Defaults to `None`.
+        classes: Number of classes. Defaults to `1000`.
+        classifier_activation: Activation of the classifier; `None` gives logits. Defaults to `"softmax"`.
+        name: Name of the model. Defaults to the row's.
+        width: Factor on the widths of the stages (not of the stem). Defaults to `1.0`.
+        se_ratio: Hidden width of squeeze-and-excitation as a share of its channels; `None` or 0 leaves it out.
+            Defaults to `0.5`.
+        alpha: Factor on each residual branch. Defaults to `0.2`.
+        activation: Name of a scaled activation. Defaults to `"gelu"`.
+        use_two_convs: Whether a block has two 3 x 3 convolutions. Defaults to `True`.
+        final_conv_mult: Channels of the last convolution as a multiple of those of the last stage. Defaults to `2`.
+        stochastic_depth_rate: Drop rate that grows linearly from 0 with depth towards this. Defaults to `0.25`.
+        drop_rate: Dropout before the classifier. Defaults to the row's.
+        group_width: Channels of a group of the 3 x 3 convolutions. Defaults to the row's.
+
+    Returns:
+        A `NormalizerFreeModel`.
+
+    Raises:
+        ValueError: If an argument is wrong; the message says which.
+
+    Example:
+
+    >>> from nfnet_keras.applications.nfnet import NFNet, NFNetVariant
+    >>> row = NFNetVariant("mine", (32, 64, 96, 96), (1, 1, 1, 1), 0.0, 32, 32, group_width=16)
+    >>> NFNet(row, weights=None, classes=7).output_shape
+    (None, 7)
+    """
+    if group_width is not None:
+        variant = dataclasses.replace(variant, group_width=group_width)
+    drop_rate = variant.drop_rate if drop_rate is None else drop_rate
+    for label, value in (("drop_rate", drop_rate), ("stochastic_depth_rate", stochastic_depth_rate)):
+        if not 0 <= value < 1:
+            raise ValueError(f"`{label}` must be in [0, 1). Received: {label}={value}")
+    x, inputs = common.resolve_input(input_shape, input_tensor, variant.test_size, include_top)
+    options = {"se_ratio": se_ratio, "alpha": alpha, "activation": activation, "use_two_convs": use_two_convs}
+    x = _stem(x, variant, activation)
+    x = _stages(x, variant, width, stochastic_depth_rate, options)
+    x = WSConv2D(int(final_conv_mult * x.shape[-1]), 1, name="final_conv")(x)
+    x = ScaledActivation(activation, name="final_act")(x)
+    x = common.add_head(x, include_top, pooling, classes, classifier_activation, drop_rate)
+    model = NormalizerFreeModel(inputs, x, name=name or variant.name)
+    common.load_weights(model, weights, variant.name)
+    return model
+
+
+def preprocess_input(x, data_format: str | None = None):
+    """Normalises images as the networks expect them: ImageNet's mean taken off, divided by its deviation.
+
+    Source: the authors' code (the same constants as torchvision's and timm's).
+
+    Args:
+        x: Array or tensor of images, RGB, values 0 to 255. An array may be changed in place.
+        data_format: `"channels_last"`, `"channels_first"` or `None` for Keras's setting.
+
+    Returns:
+        float images of the same shape.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from nfnet_keras.applications.nfnet import preprocess_input
+    >>> float(preprocess_input(np.full((1, 1, 1, 3), 255.0))[0, 0, 0, 0].round(3))
+    2.249
+    """
+    return keras.applications.imagenet_utils.preprocess_input(x, data_format=data_format, mode="torch")
+
+
+_NAMES = {"nfnet_tiny": "NFNetTiny"}
+
+
+def _constructor(variant: NFNetVariant) -> Callable[..., NormalizerFreeModel]:
+    """Returns the constructor of one row: `NFNet` with the row filled in."""
+
+    def constructor(*args, **kwargs):
+        return NFNet(variant, *args, **kwargs)
+
+    title = _NAMES.get(variant.name) or "NFNet" + variant.name.removeprefix("nfnet_").replace("_plus", "Plus").replace(
+        "f", "F", 1
+    )
+    signature = inspect.signature(NFNet)
+    parameters = list(signature.parameters.values())[1:]
+    parameters = [p.replace(default=variant.name) if p.name == "name" else p for p in parameters]
+    constructor.__signature__ = signature.replace(parameters=parameters)
+    constructor.__name__ = constructor.__qualname__ = title
+    constructor.__doc__ = (
+        f"Builds {title}: widths {variant.widths}, depths {variant.depths}, trained at {variant.train_size} and tested "
+        f"at {variant.test_size} pixels, dropout {variant.drop_rate}.\n\n"
+        "Source: Brock et al. 2021, <https://arxiv.org/abs/2102.06171>.\n\n"
+        "Args:\n    Those of `nfnet_keras.applications.nfnet.NFNet` but `variant`; the first eight are those of "
+        "keras.applications.\n\nReturns:\n    A `NormalizerFreeModel`.\n"
+    )
+    register(variant.name, constructor)
+    return constructor
+
+
+NFNetTiny = _constructor(VARIANTS["nfnet_tiny"])
+NFNetF0 = _constructor(VARIANTS["nfnet_f0"])
+NFNetF1 = _constructor(VARIANTS["nfnet_f1"])
+NFNetF2 = _constructor(VARIANTS["nfnet_f2"])
+NFNetF3 = _constructor(VARIANTS["nfnet_f3"])
+NFNetF4 = _constructor(VARIANTS["nfnet_f4"])
+NFNetF5 = _constructor(VARIANTS["nfnet_f5"])
+NFNetF6 = _constructor(VARIANTS["nfnet_f6"])
+NFNetF7 = _constructor(VARIANTS["nfnet_f7"])
+NFNetF0Plus = _constructor(VARIANTS["nfnet_f0_plus"])
+NFNetF1Plus = _constructor(VARIANTS["nfnet_f1_plus"])
+NFNetF2Plus = _constructor(VARIANTS["nfnet_f2_plus"])
+NFNetF3Plus = _constructor(VARIANTS["nfnet_f3_plus"])
+NFNetF4Plus = _constructor(VARIANTS["nfnet_f4_plus"])
+NFNetF5Plus = _constructor(VARIANTS["nfnet_f5_plus"])
+NFNetF6Plus = _constructor(VARIANTS["nfnet_f6_plus"])
+NFNetF7Plus = _constructor(VARIANTS["nfnet_f7_plus"])

@@ -1,0 +1,67 @@
+"""Models by name."""
+
+import difflib
+import fnmatch
+from collections.abc import Callable
+
+_CONSTRUCTORS: dict[str, Callable] = {}
+
+
+def register(name: str, constructor: Callable) -> None:
+    """Makes a constructor known to `create_model` and `list_models` under `name`."""
+    if name in _CONSTRUCTORS:
+        raise ValueError(f"A model named {name!r} is registered already.")
+    _CONSTRUCTORS[name] = constructor
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models that `create_model` can make.
+
+    Args:
+        pattern: Shell-style pattern that the names must match. Defaults to `"*"`.
+
+    Returns:
+        The names, sorted.
+
+    Example:
+
+    >>> import nfnet_keras as nfk
+    >>> nfk.list_models("nfnet_f0*")
+    ['nfnet_f0', 'nfnet_f0_plus']
+    """
+    return sorted(fnmatch.filter(_CONSTRUCTORS, pattern))
+
+
+def get_constructor(name: str) -> Callable:
+    """Returns the constructor registered under `name`.
+
+    Raises:
+        ValueError: If there is none; the message names the nearest ones.
+    """
+    if name not in _CONSTRUCTORS:
+        nearest = difflib.get_close_matches(str(name).lower(), _CONSTRUCTORS, n=3, cutoff=0.4)
+        hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
+        raise ValueError(f"Unknown model: {name!r}.{hint} `nfnet_keras.list_models()` lists all.")
+    return _CONSTRUCTORS[name]
+
+
+def create_model(name: str, **kwargs):
+    """Makes a model by its name.
+
+    Args:
+        name: One of `list_models()`, such as `"nfnet_f0"`.
+        **kwargs: Arguments of the model's constructor, such as `weights`, `input_shape`, `classes`.
+
+    Returns:
+        A `NormalizerFreeModel`.
+
+    Raises:
+        ValueError: If there is no such model, or an argument is wrong.
+
+    Example:
+
+    >>> import nfnet_keras as nfk
+    >>> nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), classes=10).output_shape
+    (None, 10)
+    """
+    return get_constructor(name)(**kwargs)

@@ -1,0 +1,31 @@
+"""Where images come from and what is done to them before a network sees them.
+
+Sources (`digits`, `image_folder`) give an `ImageSet` of two `Split`s; `training_batches` and
+`evaluation_batches` turn a split into a `tf.data.Dataset`. TensorFlow does this work under every
+Keras backend, and is imported only once a function needs it.
+"""
+
+from nfnet_keras.data.augment import Augment
+from nfnet_keras.data.batches import evaluation_batches, steps_per_epoch, training_batches
+from nfnet_keras.data.errors import DataError
+from nfnet_keras.data.folder import image_folder
+from nfnet_keras.data.handwritten import digits
+from nfnet_keras.data.images import MEAN_RGB, STDDEV_RGB, load_image, normalize
+from nfnet_keras.data.splits import ImageSet, Split, check_labels
+
+__all__ = [
+    "MEAN_RGB",
+    "STDDEV_RGB",
+    "Augment",
+    "DataError",
+    "ImageSet",
+    "Split",
+    "check_labels",
+    "digits",
+    "evaluation_batches",
+    "image_folder",
+    "load_image",
+    "normalize",
+    "steps_per_epoch",
+    "training_batches",
+]

@@ -1,0 +1,218 @@
+"""Single images: decoding, resizing and normalising."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nfnet_keras.data._tensorflow import tensorflow
+from nfnet_keras.data.errors import DataError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+MEAN_RGB = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+"""Mean of ImageNet's red, green and blue on the scale 0..255."""
+
+STDDEV_RGB = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+"""Standard deviation of ImageNet's red, green and blue on the scale 0..255."""
+
+_CHUNK = 1024
+
+
+def normalize(images: Any) -> Any:
+    """Bring pixels to zero mean and unit deviation by ImageNet's statistics.
+
+    Args:
+        images: Pixels 0..255 of shape (..., 3), any number type; a NumPy array (or nested
+            list), or a TensorFlow tensor.
+
+    Returns:
+        (images - MEAN_RGB) / STDDEV_RGB in float32, a NumPy array or a tensor as was given.
+
+    Example:
+        >>> import numpy as np
+        >>> from nfnet_keras.data import normalize
+        >>> normalize(np.zeros((1, 1, 3), np.uint8)).round(2).tolist()
+        [[[-2.119999885559082, -2.0399999618530273, -1.7999999523162842]]]
+    """
+    mean = np.array(MEAN_RGB, np.float32)
+    # TensorFlow's graph optimiser turns a division by a constant into this product; written
+    # out, so that graph, eager and NumPy results are the same to the bit.
+    scale = np.float32(1.0) / np.array(STDDEV_RGB, np.float32)
+    if isinstance(images, np.ndarray | list | tuple):
+        return (np.asarray(images, np.float32) - mean) * scale
+    tf = tensorflow()
+    return (tf.cast(images, tf.float32) - mean) * scale
+
+
+def decode(path: tf.Tensor | bytes) -> tf.Tensor:
+    """Read and decode one image file; an alpha channel is dropped, EXIF rotation ignored.
+
+    Args:
+        path: Path of the file, a scalar string.
+
+    Returns:
+        A uint8 tensor of shape (height, width, 3); 16-bit files lose their low byte.
+
+    Raises:
+        tf.errors.OpError: If the file cannot be read or is no whole image.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from nfnet_keras.data.images import decode
+        >>> png = tf.io.encode_png(tf.zeros((2, 3, 1), tf.uint8))
+        >>> tf.io.write_file("/tmp/nfnet_keras_example.png", png)
+        >>> decode("/tmp/nfnet_keras_example.png").shape
+        TensorShape([2, 3, 3])
+    """
+    tf = tensorflow()
+    image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def resize(images: tf.Tensor, size: int) -> tf.Tensor:
+    """Resize to a square, bicubic with antialiasing.
+
+    Args:
+        images: Pixels 0..255 of shape (..., H, W, 3) with 3 or 4 axes.
+        size: Side of the result in pixels.
+
+    Returns:
+        A float32 tensor of shape (..., size, size, 3), clipped to 0..255: a bicubic filter
+        overshoots at edges.
+
+    Example:
+        >>> import numpy as np
+        >>> from nfnet_keras.data.images import resize
+        >>> resize(np.zeros((8, 6, 3), np.uint8), 4).shape
+        TensorShape([4, 4, 3])
+    """
+    tf = tensorflow()
+    resized = tf.image.resize(images, (size, size), method="bicubic", antialias=True)
+    return tf.clip_by_value(resized, 0.0, 255.0)
+
+
+def resize_arrays(images: np.ndarray, size: int) -> np.ndarray:
+    """Resize an array of images once, for keeping.
+
+    Args:
+        images: uint8 of shape (N, H, W, 3).
+        size: Side of the results in pixels; other shapes than squares are stretched.
+
+    Returns:
+        uint8 of shape (N, size, size, 3): `resize` rounded, for a quarter of the memory; the
+        array itself where it has that size already.
+
+    Example:
+        >>> import numpy as np
+        >>> from nfnet_keras.data.images import resize_arrays
+        >>> resize_arrays(np.zeros((5, 8, 8, 3), np.uint8), 32).shape
+        (5, 32, 32, 3)
+    """
+    if images.shape[1:3] == (size, size):
+        return images
+    tf = tensorflow()
+    result = np.empty((len(images), size, size, 3), np.uint8)
+    with tf.device("CPU:0"):
+        for start in range(0, len(images), _CHUNK):
+            chunk = resize(images[start : start + _CHUNK], size)
+            result[start : start + _CHUNK] = np.rint(chunk.numpy())
+    return result
+
+
+def evaluation_image(path: tf.Tensor | bytes, image_size: int) -> tf.Tensor:
+    """Read one file and take its centre.
+
+    The shorter side is resized to round(image_size * 8 / 7) pixels and the central square of
+    image_size is kept. (The central square is cut out before the resize, which gives the same
+    and bounds the memory that a very long image takes.)
+
+    Args:
+        path: Path of the file, a scalar string.
+        image_size: Side of the result in pixels.
+
+    Returns:
+        A float32 tensor of shape (image_size, image_size, 3), normalised.
+
+    Raises:
+        tf.errors.OpError: If the file cannot be read or is no whole image.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from nfnet_keras.data.images import evaluation_image
+        >>> png = tf.io.encode_png(tf.zeros((20, 30, 3), tf.uint8))
+        >>> tf.io.write_file("/tmp/nfnet_keras_example.png", png)
+        >>> evaluation_image("/tmp/nfnet_keras_example.png", 16).shape
+        TensorShape([16, 16, 3])
+    """
+    tf = tensorflow()
+    image = decode(path)
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    side = tf.minimum(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    outer = round(image_size * 8 / 7)
+    margin = (outer - image_size) // 2
+    image = resize(image[top : top + side, left : left + side], outer)
+    return normalize(image[margin : margin + image_size, margin : margin + image_size])
+
+
+def load_image(path: str | os.PathLike[str], image_size: int) -> np.ndarray:
+    """Load one file as evaluation sees it.
+
+    The shorter side is resized to round(image_size * 8 / 7) pixels (bicubic, antialiased), the
+    central square of image_size is kept and normalised.
+
+    Args:
+        path: Path of a JPEG or PNG file.
+        image_size: Side of the result in pixels.
+
+    Returns:
+        float32 of shape (image_size, image_size, 3).
+
+    Raises:
+        DataError: If the file is missing, unreadable, or no whole image.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from nfnet_keras.data import load_image
+        >>> png = tf.io.encode_png(tf.zeros((20, 30, 3), tf.uint8))
+        >>> tf.io.write_file("/tmp/nfnet_keras_example.png", png)
+        >>> load_image("/tmp/nfnet_keras_example.png", 16).shape
+        (16, 16, 3)
+    """
+    if not os.path.exists(path):
+        raise DataError(f"image file does not exist: {os.fspath(path)!r}; check the path")
+    if os.path.isdir(path):
+        raise DataError(f"{os.fspath(path)!r} is a folder; give the path of one image file")
+    tf = tensorflow()
+    try:
+        with tf.device("CPU:0"):
+            return evaluation_image(os.fsencode(path), image_size).numpy()
+    except tf.errors.OpError as error:
+        raise DataError(
+            f"cannot read image {os.fspath(path)!r} ({reason(error)}); "
+            "give a whole, readable JPEG or PNG file"
+        ) from None
+
+
+def reason(error: Exception) -> str:
+    """Shorten a TensorFlow error to the line that helps a user.
+
+    Args:
+        error: What `decode` raised.
+
+    Returns:
+        One line, without the names of operations and devices.
+
+    Example:
+        >>> from nfnet_keras.data.images import reason
+        >>> reason(ValueError("{{node X}} Input is empty. [Op:DecodeImage]"))
+        'Input is empty'
+    """
+    text = " ".join(str(error).split())
+    if text.startswith("{{"):
+        text = text.partition("}}")[2]
+    return text.partition("[Op:")[0].strip().rstrip(".")

@@ -1,0 +1,16 @@
+"""Layers of normalizer-free networks. They run on TensorFlow, JAX and PyTorch."""
+
+from nfnet_keras.layers.activations import ACTIVATION_GAINS, ScaledActivation
+from nfnet_keras.layers.residual import SkipGain, StochasticDepth
+from nfnet_keras.layers.squeeze_excite import SqueezeExcite
+from nfnet_keras.layers.ws_conv2d import WSConv2D, standardize_kernel
+
+__all__ = [
+    "ACTIVATION_GAINS",
+    "ScaledActivation",
+    "SkipGain",
+    "SqueezeExcite",
+    "StochasticDepth",
+    "WSConv2D",
+    "standardize_kernel",
+]

@@ -1,0 +1,177 @@
+"""The Keras model that trains the normalizer-free way: adaptive gradient clipping in every step."""
+
+import warnings
+
+import keras
+
+from nfnet_keras.layers.ws_conv2d import runs_on_cpu
+from nfnet_keras.optimizers import AGC, clips_adaptively
+from nfnet_keras.optimizers.agc import clipped_share, find_clipper, leaves
+from nfnet_keras.optimizers.units import unit_axes
+
+CLIPPED = "agc_clipped"
+
+
+@keras.saving.register_keras_serializable(package="nfnet_keras")
+class NormalizerFreeModel(keras.Model):
+    """A `keras.Model` whose training step clips gradients adaptively (AGC) before the optimizer uses them.
+
+    All constructors of this package return one. Make one yourself to put a head of your own on a backbone:
+    `NormalizerFreeModel(inputs, outputs)` takes what the functional `keras.Model` takes and works like it: `fit`,
+    `evaluate`, `predict`, `save`, `keras.models.load_model`.
+
+    A backbone inside a plain `keras.Sequential` or `keras.Model` is trained by that outer model, whose training step
+    knows nothing of AGC: clipping is then lost without a word, unless the optimizer itself clips. So either make the
+    outer model a `NormalizerFreeModel`, or compile the plain one with `nfk.optimizers.AGC(optimizer)` or
+    `nfk.optimizers.SGD_AGC(...)`.
+
+    Source: Brock et al. 2021, <https://arxiv.org/abs/2102.06171>, section 4.
+
+    Args:
+        *args: As for `keras.Model`: `inputs` and `outputs`.
+        **kwargs: As for `keras.Model`: `inputs`, `outputs`, `name`, `trainable`.
+
+    Example:
+
+    >>> import nfnet_keras as nfk
+    >>> backbone = nfk.create_model("nfnet_tiny", weights=None, include_top=False, pooling="avg")
+    >>> outputs = keras.layers.Dense(5, activation="softmax", name="predictions")(backbone.output)
+    >>> model = nfk.NormalizerFreeModel(backbone.input, outputs)
+    >>> model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "categorical_crossentropy", clip_factor=0.02)
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._clipped_share = keras.metrics.Mean(name=CLIPPED)
+        self._clip_factor = None
+
+    def compile(self, optimizer="rmsprop", *args, clip_factor: float | None = 0.01, **kwargs) -> None:
+        """Configures the model for training, as `keras.Model.compile`, with adaptive gradient clipping.
+
+        Args:
+            optimizer: Name or instance of a Keras optimizer. It is wrapped in `nfk.optimizers.AGC`. One that clips
+                already wins over `clip_factor` and is used as it is: `AGC`, `SGD_AGC`, and any with `clipnorm`,
+                `clipvalue` or `global_clipnorm` (then a warning says so; give `AGC(optimizer)` to have both).
+            *args: Further arguments of `keras.Model.compile`, by position. `jit_compile="auto"` leaves XLA off where
+                TensorFlow has nothing but a CPU.
+            clip_factor: Largest ratio of a unit's gradient norm to its weight norm. Defaults to `0.01`, the paper's
+                value for batches of 4096; smaller batches bear larger ones. `None` leaves clipping to the optimizer.
+            **kwargs: Further arguments of `keras.Model.compile`.
+
+        Raises:
+            ValueError: If `clip_factor` is not positive.
+
+        Example:
+
+        >>> import nfnet_keras as nfk
+        >>> model = nfk.create_model("nfnet_tiny", weights=None, classes=10)
+        >>> model.compile("sgd", "categorical_crossentropy", metrics=["accuracy"], clip_factor=0.05)
+        """
+        if optimizer is not None:
+            optimizer = _clipping(keras.optimizers.get(optimizer), clip_factor)
+            if _scales_loss(optimizer):
+                # Keras looks for loss scaling only on the outside and would scale a second time.
+                kwargs["auto_scale_loss"] = False
+        self._clip_factor = clip_factor
+        # Position 6 behind the optimizer is `jit_compile`.
+        self._auto_jit = len(args) < 7 and kwargs.get("jit_compile", "auto") == "auto"
+        if self._auto_jit and keras.backend.backend() == "tensorflow" and runs_on_cpu():
+            # There XLA takes three times as long to the first step and then is no faster.
+            kwargs["jit_compile"] = False
+        super().compile(optimizer, *args, **kwargs)
+
+    def get_compile_config(self) -> dict:
+        config = super().get_compile_config()
+        if config:
+            config["clip_factor"] = self._clip_factor
+            if self._auto_jit:
+                # The machine that loads the model decides for itself.
+                config["jit_compile"] = "auto"
+        return config
+
+    def compile_from_config(self, config: dict) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def make_train_function(self, force: bool = False):
+        if self.train_function is not None and not force:
+            return self.train_function
+        function = super().make_train_function(force=force)
+        if keras.backend.backend() == "tensorflow":
+            from nfnet_keras.tensorflow_step import building_ahead
+
+            function = self.train_function = building_ahead(self, self.train_function)
+        return function
+
+    def train_step(self, *args):
+        """One step: forward, loss, gradients, clipping, update. Keras calls it; its arguments are the backend's."""
+        clipper = find_clipper(self.optimizer)
+        if clipper is not None:
+            clipper.unit_axes = unit_axes(self)
+        if clipper is None or not clips_adaptively(self.optimizer):
+            return super().train_step(*args)
+        if keras.backend.backend() == "jax":
+            return self._log_clipped_stateless(*super().train_step(*args))
+        logs = super().train_step(*args)
+        self._track_clipped()
+        return {**logs, CLIPPED: self._clipped_share.result()}
+
+    def _track_clipped(self) -> None:
+        share = clipped_share(self.optimizer)
+        leaf = leaves(self.optimizer)[0]
+        if leaf.gradient_accumulation_steps:
+            # Nothing is clipped on the batches that only accumulate.
+            updated = keras.ops.equal(leaf._iterations % leaf.gradient_accumulation_steps, 0)
+            self._clipped_share.update_state(share, sample_weight=keras.ops.cast(updated, "float32"))
+        else:
+            self._clipped_share.update_state(share)
+
+    def _log_clipped_stateless(self, logs: dict, state: tuple):
+        trainable, non_trainable, optimizer_variables, metrics_variables = state
+        mapping = [
+            *zip(self.optimizer.variables, optimizer_variables, strict=True),
+            *zip(self.metrics_variables, metrics_variables, strict=True),
+        ]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            self._track_clipped()
+            logs = {**logs, CLIPPED: self._clipped_share.result()}
+        metrics_variables = [scope.get_current_value(v) for v in self.metrics_variables]
+        return logs, (trainable, non_trainable, optimizer_variables, metrics_variables)
+
+    def get_metrics_result(self) -> dict:
+        """Returns the metrics' values by name, as `keras.Model` does; what only training has is left out."""
+        return {name: value for name, value in super().get_metrics_result().items() if name != CLIPPED}
+
+    def _get_metrics_result_or_logs(self, logs):
+        # Keras warns of a key in the logs of a step that `get_metrics_result` does not have.
+        if not isinstance(logs, dict) or CLIPPED not in logs:
+            return super()._get_metrics_result_or_logs(logs)
+        rest = {name: value for name, value in logs.items() if name != CLIPPED}
+        return {**super()._get_metrics_result_or_logs(rest), CLIPPED: self._clipped_share.result()}
+
+
+def _clipping(optimizer, clip_factor: float | None):
+    """Returns the optimizer, wrapped in AGC unless it clips already or is not to clip."""
+    if clip_factor is None or clips_adaptively(optimizer):
+        return optimizer
+    for leaf in leaves(optimizer):
+        for name in ("clipnorm", "clipvalue", "global_clipnorm"):
+            value = getattr(leaf, name, None)
+            if value is not None:
+                warnings.warn(
+                    f"The optimizer clips gradients itself ({name}={value}): adaptive gradient clipping is left out. "
+                    "Wrap it in nfnet_keras.optimizers.AGC to have both, or pass clip_factor=None to say that this "
+                    "is meant.",
+                    stacklevel=3,
+                )
+                return optimizer
+    return AGC(optimizer, clip_factor=clip_factor)
+
+
+def _scales_loss(optimizer) -> bool:
+    while optimizer is not None:
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            return True
+        optimizer = vars(optimizer).get("inner_optimizer")
+    return False

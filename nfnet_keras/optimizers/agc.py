@@ -1,0 +1,198 @@
+"""Adaptive gradient clipping round any Keras optimizer."""
+
+from collections.abc import Sequence
+
+import keras
+
+from nfnet_keras.optimizers import clipper as clipper_lib
+
+# Settings that live in the wrapped optimizer and are read and written through the wrapper.
+_DELEGATED = (
+    "learning_rate",
+    "iterations",
+    "weight_decay",
+    "clipnorm",
+    "clipvalue",
+    "global_clipnorm",
+    "use_ema",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "loss_scale_factor",
+    "gradient_accumulation_steps",
+)
+
+
+def _delegated(name: str) -> property:
+    def get(self):
+        return getattr(self.inner_optimizer, name)
+
+    def set_(self, value):
+        # The base class writes its defaults before there is anything to delegate to.
+        if "inner_optimizer" in self.__dict__:
+            setattr(self.inner_optimizer, name, value)
+
+    return property(get, set_, doc=f"`{name}` of the wrapped optimizer.")
+
+
+def leaves(optimizer) -> list:
+    """Returns the optimizers that do the updates: what is inside loss scaling, AGC and `MultiOptimizer`."""
+    if hasattr(type(optimizer), "inner_optimizer") or "inner_optimizer" in vars(optimizer):
+        return leaves(optimizer.inner_optimizer)
+    if isinstance(optimizer, keras.optimizers.Optimizer) and hasattr(type(optimizer), "optimizers"):
+        return [leaf for inner in optimizer.optimizers for leaf in leaves(inner)]
+    return [optimizer]
+
+
+@keras.saving.register_keras_serializable(package="nfnet_keras")
+class AGC(keras.optimizers.Optimizer):
+    """Adaptive gradient clipping (AGC) round an instance of any Keras optimizer.
+
+    Every gradient is clipped where the wrapped optimizer uses it: summed over replicas, the loss scale divided out,
+    accumulation done, and against the weights as they were before decoupled weight decay. Schedules, weight decay,
+    moving average, gradient accumulation and loss scaling of the wrapped optimizer go on as before; its attributes
+    can be read and set through the wrapper. The wrapped optimizer belongs to the wrapper from then on: used by itself
+    it clips too.
+
+    Source: Brock et al. 2021, <https://arxiv.org/abs/2102.06171>, section 4.
+
+    Args:
+        optimizer: A `keras.optimizers.Optimizer`, a `LossScaleOptimizer` or `MultiOptimizer` among them.
+        clip_factor: Largest ratio of a unit's gradient norm to its weight norm (the paper's lambda; it recommends
+            0.01 for batches of 4096 and larger values for small batches). Defaults to `0.01`.
+        eps: Floor of the weight norm. Defaults to `1e-3`.
+        exclude_from_clipping: List of regular expressions; a variable whose path matches one is not clipped. `None`
+            (default) means the kernel of a layer named `predictions`; `[]` clips everything.
+        name: Name of the optimizer.
+
+    Raises:
+        TypeError: If `optimizer` is not a Keras optimizer.
+        ValueError: If it clips adaptively already, or a setting is out of range.
+
+    Example:
+
+    >>> import nfnet_keras as nfk
+    >>> optimizer = nfk.optimizers.AGC(keras.optimizers.AdamW(1e-3), clip_factor=0.02)
+    >>> round(float(optimizer.learning_rate), 6)
+    0.001
+    """
+
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        clip_factor: float = 0.01,
+        eps: float = 1e-3,
+        exclude_from_clipping: Sequence[str] | None = None,
+        name: str | None = None,
+    ):
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise TypeError(
+                "`AGC` wraps an instance of a Keras optimizer, such as keras.optimizers.SGD(0.1). "
+                f"Received: {optimizer!r} of type {type(optimizer).__name__}"
+            )
+        if clips_adaptively(optimizer):
+            raise ValueError(
+                f"The {type(optimizer).__name__} given to `AGC` clips gradients adaptively already. Wrap a fresh "
+                "optimizer, or use this one as it is."
+            )
+        super().__init__(learning_rate=0.0, name=name)
+        self.clipper = clipper_lib.Clipper(clip_factor, eps, exclude_from_clipping)
+        self.inner_optimizer = optimizer
+        self._hooked: list = []
+        self._hook_leaves()
+
+    def _hook_leaves(self) -> None:
+        for leaf in leaves(self.inner_optimizer):
+            if not any(leaf is hooked for hooked in self._hooked):
+                clipper_lib.hook(leaf, self.clipper)
+                leaf.clipped_by_agc = True
+                self._hooked.append(leaf)
+
+    def build(self, variables) -> None:
+        if self.built:
+            return
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(variables)
+        # A MultiOptimizer with a callable map knows its optimizers only now.
+        self._hook_leaves()
+        for leaf in self._hooked:
+            if leaf.built:
+                clipper_lib.add_counter(leaf)
+        self._trainable_variables = variables[:]
+        self.built = True
+
+    @property
+    def variables(self):
+        return self.inner_optimizer.variables
+
+    def apply(self, grads, trainable_variables=None):
+        if not self.built and trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            with keras.name_scope(self.name):
+                self.build(trainable_variables)
+        self.inner_optimizer.apply(grads, trainable_variables)
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+        return self.inner_optimizer.stateless_apply(optimizer_variables, grads, trainable_variables)
+
+    def scale_loss(self, loss):
+        return self.inner_optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def set_weights(self, weights):
+        self.inner_optimizer.set_weights(weights)
+
+    @property
+    def clipped_share(self):
+        """Share of the clippable units whose gradient was scaled down in the latest update, a scalar tensor."""
+        return clipped_share(self)
+
+    def __getattr__(self, name):
+        # Reached only for what the wrapper has not: `momentum`, `beta_1`, the moving average that callbacks swap in.
+        inner = self.__dict__.get("inner_optimizer")
+        if inner is None or name.startswith("__"):
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return getattr(inner, name)
+
+    def get_config(self):
+        inner = keras.saving.serialize_keras_object(self.inner_optimizer)
+        return {"optimizer": inner, **self.clipper.get_config(), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        inner = keras.saving.deserialize_keras_object(config.pop("optimizer"), custom_objects=custom_objects)
+        return cls(inner, **config)
+
+
+for _name in _DELEGATED:
+    setattr(AGC, _name, _delegated(_name))
+
+
+def clips_adaptively(optimizer) -> bool:
+    """Whether adaptive gradient clipping is at work in this optimizer, or in one inside it."""
+    return any(getattr(leaf, "clipped_by_agc", False) for leaf in leaves(optimizer))
+
+
+def find_clipper(optimizer) -> clipper_lib.Clipper | None:
+    """Returns the settings of the adaptive clipping inside an optimizer, or `None` where there is none."""
+    while optimizer is not None:
+        clipper = vars(optimizer).get("clipper")
+        if clipper is not None:
+            return clipper
+        optimizer = vars(optimizer).get("inner_optimizer")
+    return None
+
+
+def clipped_share(optimizer):
+    """Share of the clippable units whose gradient was scaled down in the latest update, a float32 scalar tensor."""
+    clipping = [leaf for leaf in leaves(optimizer) if getattr(leaf, "clippable_units", 0)]
+    units = sum(leaf.clippable_units for leaf in clipping)
+    total = keras.ops.zeros((), "float32")
+    for leaf in clipping:
+        total = total + keras.ops.cast(leaf.clipped_units, "float32")
+    return total / max(units, 1)

@@ -1,0 +1,128 @@
+"""Where adaptive gradient clipping meets a Keras optimizer.
+
+The gradient that must be clipped is the one that the update uses: summed over replicas, with the loss scale divided
+out and accumulation done. Keras has two seams there. With TensorFlow, gradients are summed in
+`_all_reduce_sum_gradients`, the last thing before the update; elsewhere they arrive complete in `_backend_update_step`.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+
+import keras
+
+from nfnet_keras.optimizers.clipping import clip_all, count_units
+
+# The classifier's kernel is the one parameter that the authors do not clip.
+DEFAULT_EXCLUDED = (r"(^|/)predictions/kernel$",)
+
+
+class Clipper:
+    """Which parameters are clipped, and how: the settings of `AGC` and `SGD_AGC`, and the clipping itself.
+
+    Args:
+        clip_factor: Largest ratio of gradient norm to parameter norm, positive; `None` where nothing is clipped.
+        eps: Floor of the parameter norm, positive.
+        exclude_from_clipping: Regular expressions searched in the variables' paths, or `None` for the kernel of a
+            layer named `predictions`.
+
+    Raises:
+        ValueError: If a setting is out of range or a pattern is no regular expression.
+    """
+
+    def __init__(self, clip_factor: float | None, eps: float, exclude_from_clipping: Sequence[str] | None):
+        if clip_factor is not None and not clip_factor > 0:
+            raise ValueError(f"`clip_factor` must be positive. Received: clip_factor={clip_factor}")
+        if not eps > 0:
+            raise ValueError(f"`eps` must be positive. Received: eps={eps}")
+        if isinstance(exclude_from_clipping, str):
+            raise ValueError(
+                "`exclude_from_clipping` must be a list of patterns. "
+                f"Received a string; write [{exclude_from_clipping!r}]."
+            )
+        self.clip_factor = clip_factor
+        self.eps = eps
+        self.exclude_from_clipping = None if exclude_from_clipping is None else list(exclude_from_clipping)
+        self._patterns = []
+        for pattern in DEFAULT_EXCLUDED if exclude_from_clipping is None else exclude_from_clipping:
+            try:
+                self._patterns.append(re.compile(pattern))
+            except re.error as error:
+                raise ValueError(
+                    f"`exclude_from_clipping`: {pattern!r} is not a regular expression ({error}). A plain part of a "
+                    "path, such as 'head/kernel', is one; '.*' stands for any text."
+                ) from error
+        self.unit_axes: dict[int, tuple[int, ...]] = {}
+
+    def get_config(self) -> dict:
+        """Returns the settings, as the optimizers' configurations hold them."""
+        return {
+            "clip_factor": self.clip_factor,
+            "eps": self.eps,
+            "exclude_from_clipping": self.exclude_from_clipping,
+        }
+
+    def clips(self, variable) -> bool:
+        """Whether this variable's gradient is clipped."""
+        path = getattr(variable, "path", variable.name)
+        return not any(pattern.search(path) for pattern in self._patterns)
+
+    def clip(self, optimizer, gradients, variables) -> list:
+        """Clips the gradients of one update and leaves the number of clipped units with the optimizer."""
+        chosen = [i for i, (g, v) in enumerate(zip(gradients, variables, strict=True)) if g is not None and self.clips(v)]
+        axes = [self.unit_axes.get(id(variables[i])) for i in chosen]
+        optimizer.clippable_units = sum(
+            count_units(variables[i].shape, axis) for i, axis in zip(chosen, axes, strict=True)
+        )
+        if not chosen:
+            return list(gradients)
+        scales = None
+        if optimizer.weight_decay and not getattr(optimizer, "decays_weights_itself", False):
+            scales = [_undecayed(optimizer, variables[i]) for i in chosen]
+        some, count = clip_all(
+            [gradients[i] for i in chosen], [variables[i] for i in chosen], self.clip_factor, self.eps, axes, scales
+        )
+        optimizer.clipped_units.assign(count)
+        clipped = list(gradients)
+        for i, gradient in zip(chosen, some, strict=True):
+            clipped[i] = gradient
+        return clipped
+
+
+def _undecayed(optimizer, variable):
+    """What takes a weight's norm back to before the decoupled decay that Keras applies ahead of the update."""
+    if not optimizer._use_weight_decay(variable):
+        return 1.0
+    return 1.0 / (1.0 - keras.ops.cast(optimizer.learning_rate, "float32") * optimizer.weight_decay)
+
+
+def add_counter(optimizer) -> None:
+    """Gives a built optimizer the variable that counts the units clipped in the latest update."""
+    optimizer.clippable_units = 0
+    optimizer.clipped_units = optimizer.add_variable(
+        shape=(), dtype="float32", name="clipped_units", aggregation="only_first_replica"
+    )
+
+
+def clip_reduced(optimizer, clipper, reduce, grads_and_vars):
+    """TensorFlow's seam: sums gradients over replicas, then clips them."""
+    pairs = reduce(grads_and_vars)
+    known = [optimizer._trainable_variables[optimizer._get_variable_index(v)] for _, v in pairs]
+    clipped = clipper.clip(optimizer, [g for g, _ in pairs], known)
+    return [(g, v) for g, (_, v) in zip(clipped, pairs, strict=True)]
+
+
+def clip_then_update(optimizer, clipper, update, grads, trainable_variables, learning_rate):
+    """The seam of all other backends: clips gradients, then updates."""
+    update(clipper.clip(optimizer, grads, trainable_variables), trainable_variables, learning_rate)
+
+
+def hook(optimizer, clipper: Clipper) -> None:
+    """Makes one optimizer clip its gradients right before it uses them."""
+    # Partials rather than closures: they survive copy.deepcopy.
+    if keras.backend.backend() == "tensorflow":
+        reduce = optimizer._all_reduce_sum_gradients
+        optimizer._all_reduce_sum_gradients = functools.partial(clip_reduced, optimizer, clipper, reduce)
+    else:
+        update = optimizer._backend_update_step
+        optimizer._backend_update_step = functools.partial(clip_then_update, optimizer, clipper, update)

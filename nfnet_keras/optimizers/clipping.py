@@ -1,0 +1,255 @@
+"""The rule of adaptive gradient clipping, as pure functions on any Keras backend."""
+
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+# A gradient's norm below this is taken for this: the authors' guard against division by zero.
+_SMALLEST_NORM = 1e-6
+
+
+def _unit_axes(shape: Sequence[int], axis: int | Sequence[int] | None) -> tuple[tuple[int, ...], bool]:
+    """Returns the axes that one norm runs over, and whether they are kept."""
+    rank = len(shape)
+    if axis is not None:
+        axes = (axis,) if isinstance(axis, int) else tuple(axis)
+        for a in axes:
+            if not -rank <= a < rank:
+                raise ValueError(f"`axis` {axis} does not fit a tensor of shape {tuple(shape)}.")
+        return tuple(a % rank for a in axes), True
+    if sum(size != 1 for size in shape) <= 1:
+        return tuple(range(rank)), False
+    return ((0,) if rank <= 3 else tuple(range(rank - 1))), True
+
+
+def count_units(shape: Sequence[int], axis: int | Sequence[int] | None = None) -> int:
+    """Returns how many units (norms) a parameter of this shape has in adaptive gradient clipping.
+
+    Args:
+        shape: Shape of the parameter.
+        axis: As in `unitwise_norm`.
+
+    Returns:
+        The number of norms.
+
+    Example:
+
+    >>> from nfnet_keras.optimizers import count_units
+    >>> count_units((3, 3, 16, 32)), count_units((32,))
+    (32, 1)
+    """
+    axes, _ = _unit_axes(shape, axis)
+    return math.prod(size for i, size in enumerate(shape) if i not in axes)
+
+
+def unitwise_norm(x, axis: int | Sequence[int] | None = None):
+    """Euclidean norm of each unit of a parameter or of its gradient.
+
+    Without `axis`, the authors' rule by shape: what squeezes to a scalar or a vector (biases, gains) is one unit; a
+    matrix, and a tensor of rank 3, has one unit a column (axis 0 is summed); from rank 4 on, one unit an output channel
+    (all axes but the last are summed).
+
+    Some kernels need `axis`, because their shape does not tell: depthwise kernels (height, width, channels,
+    multiplier) take `(0, 1)`, transposed convolutions (height, width, outputs, inputs) `(0, 1, 3)`, 1-D convolutions
+    (width, inputs, outputs) `(0, 1)`. `NormalizerFreeModel` picks it from the layer that owns the weight.
+
+    Source: Brock et al. 2021, <https://arxiv.org/abs/2102.06171>, section 4, equation 3.
+
+    Args:
+        x: Tensor of any rank.
+        axis: Integer or integers: the axes that a norm sums over, which are kept with size 1. Defaults to `None`.
+
+    Returns:
+        float32 tensor (float64 for float64) that broadcasts against `x`.
+
+    Raises:
+        ValueError: If `axis` is outside the rank of `x`.
+
+    Example:
+
+    >>> from nfnet_keras.optimizers import unitwise_norm
+    >>> keras.ops.convert_to_numpy(unitwise_norm(keras.ops.ones((4, 3)))).tolist()
+    [[2.0, 2.0, 2.0]]
+    """
+    x = ops.convert_to_tensor(x)
+    axes, keepdims = _unit_axes(x.shape, axis)
+    if keras.backend.standardize_dtype(x.dtype) != "float64":
+        # The square of a half-precision number overflows early.
+        x = ops.cast(x, "float32")
+    if not x.shape:
+        return ops.abs(x)
+    return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=keepdims))
+
+
+def clip_gradient(
+    gradient,
+    parameter,
+    clip_factor: float = 0.01,
+    eps: float = 1e-3,
+    axis: int | Sequence[int] | None = None,
+):
+    """Adaptive gradient clipping (AGC) of one parameter's gradient.
+
+    A unit whose gradient norm is above `clip_factor * max(norm of the unit's weights, eps)` is scaled down to it.
+
+    Source: Brock et al. 2021, <https://arxiv.org/abs/2102.06171>, section 4, equation 3.
+
+    Args:
+        gradient: Tensor, the gradient that the optimizer will use (summed over replicas, unscaled).
+        parameter: Tensor of the same shape.
+        clip_factor: Largest ratio of the two norms (the paper's lambda). Defaults to `0.01`.
+        eps: Floor of the parameter's norm, so that zero-initialised parameters can move. Defaults to `1e-3`.
+        axis: As in `unitwise_norm`.
+
+    Returns:
+        Tensor of the shape and dtype of `gradient`.
+
+    Raises:
+        ValueError: If the shapes differ, or `axis` does not fit them.
+
+    Example:
+
+    >>> from nfnet_keras.optimizers import clip_gradient
+    >>> clipped = clip_gradient(keras.ops.ones((4, 1)), keras.ops.ones((4, 1)), clip_factor=0.5)
+    >>> keras.ops.convert_to_numpy(clipped).ravel().tolist()
+    [0.5, 0.5, 0.5, 0.5]
+    """
+    gradient = ops.convert_to_tensor(gradient)
+    parameter = ops.convert_to_tensor(parameter)
+    if tuple(gradient.shape) != tuple(parameter.shape):
+        raise ValueError(
+            f"A gradient and its parameter must have one shape. Received: {tuple(gradient.shape)} and "
+            f"{tuple(parameter.shape)}."
+        )
+    gradient_norm = unitwise_norm(gradient, axis)
+    parameter_norm = ops.cast(unitwise_norm(parameter, axis), gradient_norm.dtype)
+    factor, _ = clip_factors(gradient_norm, parameter_norm, clip_factor, eps)
+    return ops.multiply(gradient, ops.cast(factor, gradient.dtype))
+
+
+def clip_factors(gradient_norm, parameter_norm, clip_factor: float, eps: float):
+    """What multiplies the gradient of each unit, and which units are scaled down.
+
+    Args:
+        gradient_norm: Tensor of the units' gradient norms.
+        parameter_norm: Tensor of the units' weight norms, of the same shape.
+        clip_factor: As in `clip_gradient`.
+        eps: As in `clip_gradient`.
+
+    Returns:
+        Tensor of factors, at most 1, and boolean tensor, both of the shape of the norms.
+
+    Example:
+
+    >>> from nfnet_keras.optimizers.clipping import clip_factors
+    >>> factors, over = clip_factors(keras.ops.array([1.0, 4.0]), keras.ops.array([100.0, 100.0]), 0.02, 1e-3)
+    >>> keras.ops.convert_to_numpy(factors).tolist(), keras.ops.convert_to_numpy(over).tolist()
+    ([1.0, 0.5], [False, True])
+    """
+    limit = ops.multiply(ops.maximum(parameter_norm, eps), clip_factor)
+    over = ops.greater(gradient_norm, limit)
+    shrink = ops.divide(limit, ops.maximum(gradient_norm, _SMALLEST_NORM))
+    return ops.where(over, shrink, ops.ones_like(shrink)), over
+
+
+def clip_all(gradients, parameters, clip_factor: float, eps: float, axes, parameter_scales=None):
+    """Clips the gradients of many parameters at once: `clip_gradient` for each, in far fewer operations.
+
+    The norms of all units stand in one vector, so that the rule itself is computed once a step and not once a
+    parameter, and the many small parameters (biases, gains) are joined before their norms are taken.
+
+    Args:
+        gradients: List of tensors.
+        parameters: List of tensors of the same shapes.
+        clip_factor: As in `clip_gradient`.
+        eps: As in `clip_gradient`.
+        axes: List with the `axis` of each parameter.
+        parameter_scales: List of factors on the parameters' norms, or `None` for 1.
+
+    Returns:
+        List of the clipped gradients, and how many units were scaled down (float32 scalar).
+
+    Example:
+
+    >>> from nfnet_keras.optimizers.clipping import clip_all
+    >>> ones = keras.ops.ones((4, 2))
+    >>> clipped, count = clip_all([ones, ones[:, 0]], [ones, ones[:, 0]], 0.5, 1e-3, [None, None])
+    >>> float(count), float(clipped[0][0, 0]), float(clipped[1][0])
+    (3.0, 0.5, 0.5)
+    """
+    gradients = [ops.convert_to_tensor(g) for g in gradients]
+    parameters = [ops.convert_to_tensor(p) for p in parameters]
+    # One unit and at most one long axis: the segment of a vector.
+    small = [i for i, p in enumerate(parameters) if axes[i] is None and not _unit_axes(p.shape, None)[1]]
+    large = [i for i in range(len(parameters)) if i not in set(small)]
+    segments = _Segments([parameters[i].shape for i in small])
+    gradient_norms = _norms(gradients, small, large, axes, segments)
+    parameter_norms = _norms(parameters, small, large, axes, segments)
+    units = [1] * len(small) + [count_units(parameters[i].shape, axes[i]) for i in large]
+    if parameter_scales is not None:
+        scales = [ops.broadcast_to(ops.cast(parameter_scales[i], "float32"), (n,)) for i, n in zip(small + large, units, strict=True)]
+        parameter_norms = ops.multiply(parameter_norms, ops.concatenate(scales))
+    factors, over = clip_factors(gradient_norms, parameter_norms, clip_factor, eps)
+    clipped = list(gradients)
+    if small:
+        joined = ops.multiply(segments.join([gradients[i] for i in small]), segments.spread(factors[: len(small)]))
+        for i, gradient in zip(small, segments.split(joined), strict=True):
+            clipped[i] = ops.cast(gradient, gradients[i].dtype)
+    if large:
+        starts = np.cumsum(units[len(small) :])[:-1].tolist()
+        for i, factor in zip(large, ops.split(factors[len(small) :], starts), strict=True):
+            factor = _broadcastable(factor, parameters[i].shape, axes[i])
+            clipped[i] = ops.multiply(gradients[i], ops.cast(factor, gradients[i].dtype))
+    return clipped, ops.sum(ops.cast(over, "float32"))
+
+
+def _norms(tensors, small, large, axes, segments):
+    """Returns the norms of all units in one float32 vector, those of the small tensors first."""
+    squares = []
+    if small:
+        squares.append(segments.sums(ops.square(segments.join([tensors[i] for i in small]))))
+    for i in large:
+        x = ops.cast(tensors[i], "float32")
+        squares.append(_flat(ops.sum(ops.square(x), axis=_unit_axes(x.shape, axes[i])[0])))
+    return ops.sqrt(ops.concatenate(squares))
+
+
+def _flat(x):
+    """Returns a tensor as a vector. (Every operation less a parameter shortens the tracing of large networks.)"""
+    return x if len(x.shape) == 1 else ops.reshape(x, (-1,))
+
+
+def _broadcastable(factor, shape, axis):
+    """Shapes the vector of a parameter's factors, one a unit, so that it multiplies the parameter's gradient."""
+    summed, _ = _unit_axes(shape, axis)
+    if summed == tuple(range(len(shape) - 1)):
+        return factor
+    return ops.reshape(factor, tuple(1 if i in summed else size for i, size in enumerate(shape)))
+
+
+class _Segments:
+    """Small tensors laid end to end in one vector, and back."""
+
+    def __init__(self, shapes):
+        self.shapes = [tuple(shape) for shape in shapes]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self.ids = np.repeat(np.arange(len(self.sizes), dtype="int32"), self.sizes)
+
+    def join(self, tensors):
+        return ops.concatenate([_flat(ops.cast(x, "float32")) for x in tensors])
+
+    def sums(self, joined):
+        return ops.segment_sum(joined, self.ids, num_segments=len(self.sizes))
+
+    def spread(self, values):
+        return ops.take(values, self.ids)
+
+    def split(self, joined):
+        parts = ops.split(joined, np.cumsum(self.sizes)[:-1].tolist())
+        return [
+            part if len(shape) == 1 else ops.reshape(part, shape)
+            for part, shape in zip(parts, self.shapes, strict=True)
+        ]

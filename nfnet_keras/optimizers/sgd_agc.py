@@ -1,0 +1,138 @@
+"""The authors' optimizer: SGD with adaptive gradient clipping and coupled weight decay."""
+
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from nfnet_keras.optimizers import clipper as clipper_lib
+from nfnet_keras.optimizers.agc import clipped_share
+
+
+@keras.saving.register_keras_serializable(package="nfnet_keras")
+class SGD_AGC(keras.optimizers.Optimizer):  # noqa: N801 (the authors' name)
+    """SGD with momentum, adaptive gradient clipping (AGC) and weight decay, as NFNets were trained.
+
+    One step, for every parameter w with gradient g: `g = clip(g)`; `g = g + weight_decay * w`;
+    `m = momentum * m + g`; with Nesterov momentum `g = g + momentum * m`, else `g = m`; `w = w - learning_rate * g`.
+    The decay goes through the momentum (it is coupled), unlike that of `keras.optimizers.SGD`.
+
+    As in the authors' experiments, the kernel of the classifier is not clipped, and weight decay is for kernels alone:
+    biases, gains and skip gains (parameters of rank 0 and 1) have none.
+
+    With `use_ema=True`, the moving average is warmed up like the authors': its momentum at step t is
+    `min(ema_momentum, (1 + t) / (10 + t))`, and it starts from the weights that the optimizer was built on. (The
+    paper's `ema_momentum` is 0.99999.)
+
+    Source: Brock et al. 2021, <https://arxiv.org/abs/2102.06171>, sections 4 and 5 and the authors' code.
+
+    Args:
+        learning_rate: Float, `keras.optimizers.schedules.LearningRateSchedule` or callable. The
+            paper's peak is 0.1 times the batch size over 256.
+        momentum: Float in [0, 1]. Defaults to `0.9`.
+        nesterov: Whether to use Nesterov momentum. Defaults to `True`.
+        weight_decay: Coupled weight decay. Defaults to `2e-5`.
+        clip_factor: Largest ratio of a unit's gradient norm to its weight norm. Defaults to `0.01`. `None` turns
+            clipping off.
+        eps: Floor of the weight norm. Defaults to `1e-3`.
+        exclude_from_clipping: List of regular expressions; a variable whose path matches one is not clipped. `None`
+            (default) means the kernel of a layer named `predictions`; `[]` clips everything.
+        **kwargs: Further arguments of `keras.optimizers.Optimizer`: `use_ema`, `ema_momentum`,
+            `ema_overwrite_frequency`, `gradient_accumulation_steps`, `loss_scale_factor`, `name`.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+
+    >>> import nfnet_keras as nfk
+    >>> model = nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), classes=10)
+    >>> model.compile(nfk.optimizers.SGD_AGC(0.1, clip_factor=0.1), "categorical_crossentropy")
+    """
+
+    # Tells the clipper that the weights it sees have not been decayed yet.
+    decays_weights_itself = True
+
+    def __init__(
+        self,
+        learning_rate,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        weight_decay: float | None = 2e-5,
+        clip_factor: float | None = 0.01,
+        eps: float = 1e-3,
+        exclude_from_clipping: Sequence[str] | None = None,
+        name: str = "sgd_agc",
+        **kwargs,
+    ):
+        if isinstance(learning_rate, int):
+            learning_rate = float(learning_rate)
+        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"`momentum` must be in [0, 1]. Received: momentum={momentum}")
+        if weight_decay is not None and weight_decay < 0:
+            raise ValueError(f"`weight_decay` must not be negative. Received: weight_decay={weight_decay}")
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.clipper = clipper_lib.Clipper(clip_factor, eps, exclude_from_clipping)
+        self.clipped_by_agc = clip_factor is not None
+        if self.clipped_by_agc:
+            clipper_lib.hook(self, self.clipper)
+
+    def build(self, variables) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        self.momentums = self.add_optimizer_variables(variables, "momentum") if self.momentum else []
+        if self.use_ema:
+            for average, variable in zip(self._model_variables_moving_average, variables, strict=True):
+                if average is not None:
+                    average.assign(variable)
+        clipper_lib.add_counter(self)
+
+    def _apply_weight_decay(self, variables) -> None:
+        # Keras would decay the weights apart from the gradient; `update_step` adds the decay to it.
+        return
+
+    def update_step(self, gradient, variable, learning_rate) -> None:
+        learning_rate = ops.cast(learning_rate, variable.dtype)
+        gradient = ops.cast(gradient, variable.dtype)
+        if self.weight_decay and len(variable.shape) > 1 and self._use_weight_decay(variable):
+            gradient = ops.add(gradient, ops.multiply(variable, self.weight_decay))
+        if self.momentum:
+            velocity = self.momentums[self._get_variable_index(variable)]
+            if keras.backend.backend() == "tensorflow":
+                from nfnet_keras.tensorflow_step import apply_momentum
+
+                apply_momentum(variable, velocity.value, gradient, learning_rate, self.momentum, self.nesterov)
+                return
+            updated = ops.add(ops.multiply(velocity, self.momentum), gradient)
+            self.assign(velocity, updated)
+            gradient = ops.add(gradient, ops.multiply(updated, self.momentum)) if self.nesterov else updated
+        self.assign_sub(variable, ops.multiply(gradient, learning_rate))
+
+    def _update_model_variables_moving_average(self, trainable_variables) -> None:
+        if not self.use_ema:
+            return
+        step = ops.cast(self.iterations, "float32")
+        momentum = ops.minimum(self.ema_momentum, (1.0 + step) / (10.0 + step))
+        if self.gradient_accumulation_steps:
+            # `apply` comes here after every small batch; only the last of each round has moved the weights.
+            steps = self.gradient_accumulation_steps
+            momentum = ops.where(ops.equal((self._iterations + 1) % steps, 0), momentum, 1.0)
+        for variable, average in zip(trainable_variables, self._model_variables_moving_average, strict=True):
+            if average is not None:
+                change = ops.multiply(ops.subtract(average, variable), ops.cast(1.0 - momentum, variable.dtype))
+                average.assign(ops.subtract(average, change))
+
+    @property
+    def clipped_share(self):
+        """Share of the clippable units whose gradient was scaled down in the latest update, a scalar tensor."""
+        return clipped_share(self)
+
+    def get_config(self):
+        config = {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
+        for name in ("clipnorm", "clipvalue", "global_clipnorm"):
+            if config[name] is None:
+                del config[name]
+        return {**config, **self.clipper.get_config()}
