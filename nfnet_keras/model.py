@@ -1,5 +1,6 @@
 """The Keras model that trains the normalizer-free way: adaptive gradient clipping in every step."""
 
+import json
 import warnings
 
 import keras
@@ -44,6 +45,41 @@ class NormalizerFreeModel(keras.Model):
         super().__init__(*args, **kwargs)
         self._clipped_share = keras.metrics.Mean(name=CLIPPED)
         self._clip_factor = None
+        self._metadata = "{}"
+
+    @property
+    def metadata(self) -> dict:
+        """What travels with the model besides its weights: class names, image size, preprocessing.
+
+        A dictionary that JSON can hold; `save` writes it and `keras.models.load_model` brings it back. Set it as a
+        whole: a change to the dictionary that this returns is not kept.
+
+        Example:
+
+        >>> import nfnet_keras as nfk
+        >>> model = nfk.create_model("nfnet_tiny", weights=None, classes=2)
+        >>> model.metadata = {"class_names": ["cat", "dog"]}
+        >>> model.metadata["class_names"][1]
+        'dog'
+        """
+        return json.loads(self._metadata)
+
+    @metadata.setter
+    def metadata(self, value: dict) -> None:
+        # As text, because Keras would replace a dictionary by one that it tracks.
+        self._metadata = json.dumps(value)
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        return {**config, "metadata": self.metadata} if self.metadata else config
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None):
+        config = dict(config)
+        metadata = config.pop("metadata", {})
+        model = super().from_config(config, custom_objects=custom_objects)
+        model.metadata = metadata
+        return model
 
     def compile(self, optimizer="rmsprop", *args, clip_factor: float | None = 0.01, **kwargs) -> None:
         """Configures the model for training, as `keras.Model.compile`, with adaptive gradient clipping.

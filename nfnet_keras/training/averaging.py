@@ -1,0 +1,40 @@
+"""The moving average of the weights, put in their place for a while."""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+
+
+@contextlib.contextmanager
+def averaged_weights(model: keras.Model, optimizer=None) -> Iterator[None]:
+    """Gives a model the moving average of its weights, and its own weights back afterwards, to the bit.
+
+    Args:
+        model: A compiled model.
+        optimizer: The optimizer that holds the average. Defaults to the model's; one without an average changes
+            nothing.
+
+    Example:
+
+    >>> import nfnet_keras as nfk
+    >>> model = nfk.create_model("nfnet_tiny", weights=None, classes=10)
+    >>> model.compile(nfk.optimizers.SGD_AGC(0.1, use_ema=True), "categorical_crossentropy")
+    >>> model.optimizer.build(model.trainable_variables)
+    >>> with averaged_weights(model):
+    ...     average = model.get_weights()
+    """
+    optimizer = optimizer or model.optimizer
+    averages = getattr(optimizer, "_model_variables_moving_average", None)
+    if not averages:
+        yield
+        return
+    pairs = [(v, a) for v, a in zip(optimizer._trainable_variables, averages, strict=True) if a is not None]
+    own = [keras.ops.convert_to_numpy(v).copy() for v, _ in pairs]
+    for variable, average in pairs:
+        variable.assign(keras.ops.convert_to_numpy(average))
+    try:
+        yield
+    finally:
+        for (variable, _), value in zip(pairs, own, strict=True):
+            variable.assign(value)
