@@ -1,5 +1,9 @@
 """Normalizer-free networks (NFNets) for Keras: exact, with adaptive gradient clipping in every training step."""
 
+# isort: off
+from nfnet_keras import _startup  # noqa: F401 (first: it must come before Keras)
+
+# isort: on
 from nfnet_keras import applications, checkpoints, layers, optimizers
 from nfnet_keras.applications import create_model, list_models
 from nfnet_keras.applications.nfnet import (

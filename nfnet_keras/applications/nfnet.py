@@ -70,7 +70,9 @@ def _block(x, prefix: str, channels: int, inner: int, groups: int, stride: int, 
     if stride > 1 or x.shape[-1] != channels:
         shortcut = out
         if stride > 1:
-            shortcut = keras.layers.AveragePooling2D(2, stride, padding="same", name=f"{prefix}_shortcut_pool")(shortcut)
+            shortcut = keras.layers.AveragePooling2D(2, stride, padding="same", name=f"{prefix}_shortcut_pool")(
+                shortcut
+            )
         shortcut = WSConv2D(channels, 1, name=f"{prefix}_conv_shortcut")(shortcut)
     out = WSConv2D(inner, 1, name=f"{prefix}_conv0")(out)
     for name, step in (("conv1", stride), ("conv1b", 1)) if options["use_two_convs"] else (("conv1", stride),):
@@ -102,7 +104,7 @@ def _stages(x, variant: NFNetVariant, width: float, stochastic_depth_rate: float
         groups = int(channels * variant.expansion) // variant.group_width
         if groups < 1:
             raise ValueError(
-                f"Stage {stage} of '{variant.name}' would have {int(channels * variant.expansion)} channels in its 3 x 3 "
+                f"Stage {stage} of '{variant.name}' has {int(channels * variant.expansion)} channels in its 3 x 3 "
                 f"convolutions, less than one group of {variant.group_width}. Raise `width` or lower `group_width`."
             )
         inner = groups * variant.group_width

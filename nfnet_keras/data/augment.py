@@ -64,9 +64,7 @@ class Augment:
                 raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
-def random_boxes(
-    key: tf.Tensor, heights: tf.Tensor, widths: tf.Tensor, min_area: float
-) -> tf.Tensor:
+def random_boxes(key: tf.Tensor, heights: tf.Tensor, widths: tf.Tensor, min_area: float) -> tf.Tensor:
     """Draw one crop box an image.
 
     The area is uniform between `min_area` and the largest that a box of allowed aspect ratio

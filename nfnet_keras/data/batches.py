@@ -94,9 +94,7 @@ def training_batches(
 
     def finish(images: tf.Tensor, numbers: tf.Tensor, epoch: tf.Tensor, step: tf.Tensor) -> tuple:
         if int(augment.shift * image_size):
-            images = shift_batch(
-                images, randomness.key(seed, randomness.SHIFT, epoch, step), augment.shift
-            )
+            images = shift_batch(images, randomness.key(seed, randomness.SHIFT, epoch, step), augment.shift)
         if augment.flip:
             images = flip_batch(images, randomness.key(seed, randomness.FLIP, epoch, step))
         labels = tf.one_hot(numbers, classes, dtype=tf.float32)
@@ -111,9 +109,7 @@ def training_batches(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(
-    split: Split, classes: int, image_size: int, batch_size: int
-) -> tf.data.Dataset:
+def evaluation_batches(split: Split, classes: int, image_size: int, batch_size: int) -> tf.data.Dataset:
     """Give each image once, in order; the last batch may be short.
 
     Images in memory are resized to `image_size` on both sides. Of files, the shorter side is
@@ -216,9 +212,7 @@ def _file_batches(
     return samples.batch(batch, drop_remainder=True).map(join, **parallel)
 
 
-def _places(
-    size: int, batch: int, steps: int, seed: int, first_epoch: int, epochs: int | None
-) -> tf.data.Dataset:
+def _places(size: int, batch: int, steps: int, seed: int, first_epoch: int, epochs: int | None) -> tf.data.Dataset:
     """Give (epoch, step, rows of the batch) for every batch, in order."""
     tf = tensorflow()
 

@@ -19,9 +19,7 @@ _TEST_NAMES = ("test", "val", "validation")
 Files = dict[str, list[str]]
 
 
-def image_folder(
-    path: str | os.PathLike[str], test_fraction: float = 0.2, seed: int = 0
-) -> ImageSet:
+def image_folder(path: str | os.PathLike[str], test_fraction: float = 0.2, seed: int = 0) -> ImageSet:
     """Take a folder of class folders as an image set.
 
     Each visible folder in `path` is a class, named as the folder; its files with the extensions
@@ -84,23 +82,16 @@ def _class_files(root: Path) -> Files:
     """List the image files of each class folder of `root`, both sorted."""
     folders = _subfolders(root)
     if not folders:
-        raise DataError(
-            f"no class folders in {str(root)!r}; put the images of each class in a folder of it"
-        )
+        raise DataError(f"no class folders in {str(root)!r}; put the images of each class in a folder of it")
     if len(folders) == 1:
-        raise DataError(
-            f"only one class folder in {str(root)!r}: {folders[0].name!r}; "
-            "a classifier needs at least two"
-        )
+        raise DataError(f"only one class folder in {str(root)!r}: {folders[0].name!r}; a classifier needs at least two")
     found = {folder.name: _image_files(folder) for folder in folders}
     empty = [name for name, files in found.items() if not files]
     wanted = "add .jpg, .jpeg or .png files"
     if len(empty) == len(found):
         raise DataError(f"no images at all in the class folders of {str(root)!r}; {wanted}")
     if empty:
-        raise DataError(
-            f"class folder {str(root / empty[0])!r} has no images; {wanted} or remove the folder"
-        )
+        raise DataError(f"class folder {str(root / empty[0])!r} has no images; {wanted} or remove the folder")
     return found
 
 
@@ -124,9 +115,7 @@ def _image_files(folder: Path) -> list[str]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise DataError(
-        f"cannot read folder {error.filename!r} ({error.strerror}); check its permissions"
-    ) from None
+    raise DataError(f"cannot read folder {error.filename!r} ({error.strerror}); check its permissions") from None
 
 
 def _check_same_classes(root: Path, train: Files, test: Files, test_name: str) -> None:
@@ -148,8 +137,7 @@ def _divide(root: Path, found: Files, fraction: float, seed: int) -> tuple[Files
     for name, files in found.items():
         if len(files) < 2:
             raise DataError(
-                f"class {name!r} in {str(root)!r} has one image only; "
-                "it needs two, one to train on and one to test on"
+                f"class {name!r} in {str(root)!r} has one image only; it needs two, one to train on and one to test on"
             )
         count = min(max(1, round(len(files) * fraction)), len(files) - 1)
         keys = [Path(file).relative_to(root).as_posix() for file in files]
@@ -168,9 +156,7 @@ def _check_decodes(files: Iterable[str]) -> None:
     bad = [f"{file!r} ({why})" for file, why in zip(files, faults, strict=True) if why]
     if bad:
         shown = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
-        raise DataError(
-            f"{len(bad)} of {len(files)} image files cannot be read: {shown}; repair or remove them"
-        )
+        raise DataError(f"{len(bad)} of {len(files)} image files cannot be read: {shown}; repair or remove them")
 
 
 def _fault(file: str) -> str | None:

@@ -61,11 +61,13 @@ def decode(path: tf.Tensor | bytes) -> tf.Tensor:
         tf.errors.OpError: If the file cannot be read or is no whole image.
 
     Example:
+        >>> import tempfile
         >>> import tensorflow as tf
         >>> from nfnet_keras.data.images import decode
         >>> png = tf.io.encode_png(tf.zeros((2, 3, 1), tf.uint8))
-        >>> tf.io.write_file("/tmp/nfnet_keras_example.png", png)
-        >>> decode("/tmp/nfnet_keras_example.png").shape
+        >>> path = tempfile.mkdtemp() + "/example.png"
+        >>> tf.io.write_file(path, png)
+        >>> decode(path).shape
         TensorShape([2, 3, 3])
     """
     tf = tensorflow()
@@ -141,11 +143,13 @@ def evaluation_image(path: tf.Tensor | bytes, image_size: int) -> tf.Tensor:
         tf.errors.OpError: If the file cannot be read or is no whole image.
 
     Example:
+        >>> import tempfile
         >>> import tensorflow as tf
         >>> from nfnet_keras.data.images import evaluation_image
         >>> png = tf.io.encode_png(tf.zeros((20, 30, 3), tf.uint8))
-        >>> tf.io.write_file("/tmp/nfnet_keras_example.png", png)
-        >>> evaluation_image("/tmp/nfnet_keras_example.png", 16).shape
+        >>> path = tempfile.mkdtemp() + "/example.png"
+        >>> tf.io.write_file(path, png)
+        >>> evaluation_image(path, 16).shape
         TensorShape([16, 16, 3])
     """
     tf = tensorflow()
@@ -176,11 +180,13 @@ def load_image(path: str | os.PathLike[str], image_size: int) -> np.ndarray:
         DataError: If the file is missing, unreadable, or no whole image.
 
     Example:
+        >>> import tempfile
         >>> import tensorflow as tf
         >>> from nfnet_keras.data import load_image
         >>> png = tf.io.encode_png(tf.zeros((20, 30, 3), tf.uint8))
-        >>> tf.io.write_file("/tmp/nfnet_keras_example.png", png)
-        >>> load_image("/tmp/nfnet_keras_example.png", 16).shape
+        >>> path = tempfile.mkdtemp() + "/example.png"
+        >>> tf.io.write_file(path, png)
+        >>> load_image(path, 16).shape
         (16, 16, 3)
     """
     if not os.path.exists(path):
@@ -193,8 +199,7 @@ def load_image(path: str | os.PathLike[str], image_size: int) -> np.ndarray:
             return evaluation_image(os.fsencode(path), image_size).numpy()
     except tf.errors.OpError as error:
         raise DataError(
-            f"cannot read image {os.fspath(path)!r} ({reason(error)}); "
-            "give a whole, readable JPEG or PNG file"
+            f"cannot read image {os.fspath(path)!r} ({reason(error)}); give a whole, readable JPEG or PNG file"
         ) from None
 
 

@@ -118,7 +118,5 @@ def permutation(key: tf.Tensor, size: int) -> tf.Tensor:
         [0, 1, 2]
     """
     tf = tensorflow()
-    ranks = tf.random.stateless_uniform(
-        [size], key, minval=None, maxval=None, dtype=tf.int64, alg="philox"
-    )
+    ranks = tf.random.stateless_uniform([size], key, minval=None, maxval=None, dtype=tf.int64, alg="philox")
     return tf.argsort(ranks, stable=True)

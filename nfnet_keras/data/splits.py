@@ -40,8 +40,7 @@ class Split:
         labels = np.asarray(self.labels)
         if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
             raise DataError(
-                f"labels have shape {labels.shape} and type {labels.dtype}; "
-                "give one integer an image, shape (N,)"
+                f"labels have shape {labels.shape} and type {labels.dtype}; give one integer an image, shape (N,)"
             )
         if self.images is not None:
             _check_images(self.images)
@@ -60,8 +59,7 @@ class Split:
 def _check_images(images: Any) -> None:
     if getattr(images, "dtype", None) != np.uint8:
         raise DataError(
-            f"images have type {getattr(images, 'dtype', type(images).__name__)}; "
-            "give a uint8 array with values 0..255"
+            f"images have type {getattr(images, 'dtype', type(images).__name__)}; give a uint8 array with values 0..255"
         )
     if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
         raise DataError(f"images have shape {images.shape}; give (N, height, width, 3)")
@@ -110,24 +108,20 @@ def check_labels(labels: Any, classes: int) -> None:
         raise DataError("labels are rows of unequal length; give one integer an image") from None
     if array.ndim != 1:
         raise DataError(
-            f"labels have shape {array.shape}; give one integer an image, shape (N,), "
-            "for one-hot labels their argmax"
+            f"labels have shape {array.shape}; give one integer an image, shape (N,), for one-hot labels their argmax"
         )
     wanted = f"labels must be integers in 0..{classes - 1}"
     if array.size and array.dtype.kind not in "iu":
         position = _first_non_integer(array)
         raise DataError(
-            f"label {array[position].item()!r} at position {position} is not an integer "
-            f"(type {array.dtype}); {wanted}"
+            f"label {array[position].item()!r} at position {position} is not an integer (type {array.dtype}); {wanted}"
             if array.dtype != object
             else f"label {array[position]!r} at position {position} is not an integer; {wanted}"
         )
     bad = np.flatnonzero((array < 0) | (array >= classes))
     if bad.size:
         position = int(bad[0])
-        raise DataError(
-            f"label {int(array[position])} at position {position} is out of range; {wanted}"
-        )
+        raise DataError(f"label {int(array[position])} at position {position} is out of range; {wanted}")
 
 
 def _first_non_integer(array: np.ndarray) -> int:

@@ -29,7 +29,6 @@ ACTIVATION_GAINS: dict[str, float] = {
 }
 
 
-
 _GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
 _GELU_CUBIC = 0.044715 * _GELU_LINEAR
 

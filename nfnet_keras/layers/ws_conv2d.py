@@ -94,8 +94,8 @@ class WSConv2D(keras.layers.Conv2D):
     """2D convolution whose kernel is standardised at every call (scaled weight standardization).
 
     It takes every argument of `keras.layers.Conv2D`. The kernel that meets the input is
-    `gain * (w - mean) / sqrt(max(fan_in * var, epsilon))`, each output channel for itself, with a learnt gain a channel;
-    gradients go through the standardization. The standardization runs in the variables' precision (float32) under
+    `gain * (w - mean) / sqrt(max(fan_in * var, epsilon))`, each output channel for itself, with a learnt gain a
+    channel; gradients go through the standardization. It is computed in the precision of the variables (float32) under
     mixed precision too, and only its result is cast.
 
     A grouped convolution is one op on GPU and TPU. On a CPU (TensorFlow, JAX) it is one ordinary convolution a group,

@@ -69,7 +69,9 @@ class Clipper:
 
     def clip(self, optimizer, gradients, variables) -> list:
         """Clips the gradients of one update and leaves the number of clipped units with the optimizer."""
-        chosen = [i for i, (g, v) in enumerate(zip(gradients, variables, strict=True)) if g is not None and self.clips(v)]
+        chosen = [
+            i for i, (g, v) in enumerate(zip(gradients, variables, strict=True)) if g is not None and self.clips(v)
+        ]
         axes = [self.unit_axes.get(id(variables[i])) for i in chosen]
         optimizer.clippable_units = sum(
             count_units(variables[i].shape, axis) for i, axis in zip(chosen, axes, strict=True)

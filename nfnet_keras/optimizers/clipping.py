@@ -190,7 +190,10 @@ def clip_all(gradients, parameters, clip_factor: float, eps: float, axes, parame
     parameter_norms = _norms(parameters, small, large, axes, segments)
     units = [1] * len(small) + [count_units(parameters[i].shape, axes[i]) for i in large]
     if parameter_scales is not None:
-        scales = [ops.broadcast_to(ops.cast(parameter_scales[i], "float32"), (n,)) for i, n in zip(small + large, units, strict=True)]
+        scales = [
+            ops.broadcast_to(ops.cast(parameter_scales[i], "float32"), (n,))
+            for i, n in zip(small + large, units, strict=True)
+        ]
         parameter_norms = ops.multiply(parameter_norms, ops.concatenate(scales))
     factors, over = clip_factors(gradient_norms, parameter_norms, clip_factor, eps)
     clipped = list(gradients)
@@ -218,7 +221,8 @@ def _norms(tensors, small, large, axes, segments):
 
 
 def _flat(x):
-    """Returns a tensor as a vector. (Every operation less a parameter shortens the tracing of large networks.)"""
+    """Returns a tensor as a vector."""
+    # Not reshaped without need: every operation less a parameter shortens the tracing of large networks.
     return x if len(x.shape) == 1 else ops.reshape(x, (-1,))
 
 

@@ -10,7 +10,7 @@ from nfnet_keras.optimizers.agc import clipped_share
 
 
 @keras.saving.register_keras_serializable(package="nfnet_keras")
-class SGD_AGC(keras.optimizers.Optimizer):  # noqa: N801 (the authors' name)
+class SGD_AGC(keras.optimizers.Optimizer):
     """SGD with momentum, adaptive gradient clipping (AGC) and weight decay, as NFNets were trained.
 
     One step, for every parameter w with gradient g: `g = clip(g)`; `g = g + weight_decay * w`;

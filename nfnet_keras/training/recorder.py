@@ -8,7 +8,7 @@ import keras
 
 from nfnet_keras.training.averaging import averaged_weights
 from nfnet_keras.training.errors import TrainingError
-from nfnet_keras.training.run_folder import CHECKPOINT, RunFolder
+from nfnet_keras.training.run_folder import RunFolder
 
 
 class Recorder(keras.callbacks.Callback):
@@ -18,6 +18,7 @@ class Recorder(keras.callbacks.Callback):
         folder: Where to.
         evaluation: Data set of the held-out images.
         rows: The rows of the epochs already done.
+        steps: Steps of an epoch.
         stopped: Function that tells whether the user wants the run to stop; then it stops after the step in flight
             and saves what was learnt up to it.
 
@@ -27,15 +28,16 @@ class Recorder(keras.callbacks.Callback):
     Example:
 
     >>> from nfnet_keras.training.run_folder import RunFolder
-    >>> Recorder(RunFolder("runs/example"), None, [], lambda: False).interrupted
+    >>> Recorder(RunFolder("runs/example"), None, [], 1, lambda: False).interrupted
     False
     """
 
-    def __init__(self, folder: RunFolder, evaluation, rows: list[dict], stopped: Callable[[], bool]):
+    def __init__(self, folder: RunFolder, evaluation, rows: list[dict], steps: int, stopped: Callable[[], bool]):
         super().__init__()
         self.folder = folder
         self.evaluation = evaluation
         self.rows = rows
+        self.steps = steps
         self.stopped = stopped
         self.interrupted = False
         self._started = 0.0
@@ -54,9 +56,9 @@ class Recorder(keras.callbacks.Callback):
                 f"the loss became {logs['loss']} in epoch {epoch + 1}; lower --learning-rate or --clip-factor "
                 "(the checkpoint of the epoch before is kept)"
             )
-        if self.interrupted:
+        if self.interrupted and int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)) % self.steps:
             # Stopped in mid-epoch: its row is written when the epoch is whole.
-            self.folder.save_model(CHECKPOINT, self.model)
+            self.folder.save_checkpoint(self.model)
             return
         with averaged_weights(self.model):
             held_out = self.model.evaluate(self.evaluation, verbose=0, return_dict=True)
@@ -66,4 +68,4 @@ class Recorder(keras.callbacks.Callback):
         self.rows.append({"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "seconds": round(seconds, 3)})
         # The table first: a kill between the two leaves a row too many, which resuming cuts off.
         self.folder.write_table(self.rows)
-        self.folder.save_model(CHECKPOINT, self.model)
+        self.folder.save_checkpoint(self.model)

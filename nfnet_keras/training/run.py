@@ -119,8 +119,8 @@ def settings(
 def train(config: Settings, out: str | os.PathLike, resume: bool = False, verbose: int | str = "auto") -> dict:
     """Trains a network and leaves model, metrics and picture in a folder.
 
-    The folder holds `model.keras` (the averaged weights), `metrics.json`, `metrics.csv`, `curves.png`, and while the run
-    goes on `config.json` and `checkpoint.keras`. After Ctrl-C, or SIGTERM, the run stops after the step in flight and
+    The folder holds `model.keras` (the averaged weights), `metrics.json`, `metrics.csv`, `curves.png`, for resuming
+    `config.json` and `checkpoint.keras`. After Ctrl-C, or SIGTERM, the run stops after the step in flight and
     saves; `resume=True` goes on from there and ends with the weights of a run that never stopped.
 
     Args:
@@ -153,8 +153,21 @@ def train(config: Settings, out: str | os.PathLike, resume: bool = False, verbos
     steps = data.steps_per_epoch(images.train, config.recipe.batch_size)
     if model is None:
         model = _new_model(config, images, steps)
+    if verbose:
+        _announce(config, images, model)
     rows = _fit(config, folder, images, model, steps, verbose)
     return _finish(config, folder, images, model, rows)
+
+
+def _announce(config: Settings, images: data.ImageSet, model: keras.Model) -> None:
+    recipe = config.recipe
+    size = f"{recipe.image_size} x {recipe.image_size}"
+    print(
+        f"Training {config.model} ({model.count_params():,} parameters) on {images.name}: {len(images.train)} images "
+        f"of {len(images.class_names)} classes at {size}, {len(images.test)} held out; {recipe.epochs} epochs, batches "
+        f"of {recipe.batch_size}, clip factor {recipe.clip_factor}, seed {config.seed}.",
+        flush=True,
+    )
 
 
 def _make_deterministic(seed: int) -> None:
@@ -213,7 +226,7 @@ def _fit(config: Settings, folder: RunFolder, images, model: keras.Model, steps:
     epoch, step = divmod(done, steps)
     with stop_signals() as stopped:
         rows = [row for row in folder.read_table() if row["epoch"] <= epoch]
-        recorder = Recorder(folder, evaluation, rows, stopped)
+        recorder = Recorder(folder, evaluation, rows, steps, stopped)
         # An epoch cut short is finished first, from the step where it was cut.
         for first, last, skipped in ((epoch, epoch + 1, step), (epoch + 1, recipe.epochs, 0)):
             if first >= recipe.epochs or recorder.interrupted or first >= last:
@@ -274,8 +287,8 @@ class stop_signals:  # noqa: N801 (used like a function)
 def _finish(config: Settings, folder: RunFolder, images, model: keras.Model, rows: list[dict]) -> dict:
     recipe = config.recipe
     model.optimizer.finalize_variable_values(model.trainable_variables)
-    # A fresh optimizer: the momentum and the average would triple the file and serve nothing any more.
-    _compile(model, SGD_AGC.from_config({**model.optimizer.get_config(), "use_ema": False}), recipe)
+    # Without the optimizer: its momentum and average would triple the file and serve nothing any more.
+    _compile(model, None, recipe)
     evaluation = data.evaluation_batches(images.test, len(images.class_names), recipe.image_size, recipe.batch_size)
     held_out = model.evaluate(evaluation, verbose=0, return_dict=True)
     with _reported(folder):
@@ -306,7 +319,9 @@ def _reported(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrainingError(f"cannot write to {str(folder.path)!r} ({error.strerror or error}); make room and --resume") from error
+        raise TrainingError(
+            f"cannot write to {str(folder.path)!r} ({error.strerror or error}); make room and --resume"
+        ) from error
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ MODEL = "model.keras"
 METRICS = "metrics.json"
 TABLE = "metrics.csv"
 CURVES = "curves.png"
+_RANDOM_STATE = "random_state"
 
 
 @contextlib.contextmanager
@@ -115,6 +116,20 @@ class RunFolder:
         except OSError as error:
             raise TrainingError(_unwritable(self.path, error)) from error
 
+    def save_checkpoint(self, model: keras.Model) -> None:
+        """Saves all that a run needs to go on: the model, its optimizer and the state of its random numbers.
+
+        Raises:
+            TrainingError: As `save_model`.
+        """
+        own = model.metadata
+        # Keras does not save it, and one file cannot disagree with itself.
+        model.metadata = {**own, _RANDOM_STATE: [keras.ops.convert_to_numpy(v).tolist() for v in _random_states(model)]}
+        try:
+            self.save_model(CHECKPOINT, model)
+        finally:
+            model.metadata = own
+
     def load_checkpoint(self) -> keras.Model | None:
         """Returns the model as the run left it, optimizer and all, or `None` where it left none.
 
@@ -125,7 +140,12 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return keras.saving.load_model(path)
+            model = keras.saving.load_model(path)
+            metadata = model.metadata
+            for variable, value in zip(_random_states(model), metadata.pop(_RANDOM_STATE), strict=True):
+                variable.assign(value)
+            model.metadata = metadata
+            return model
         except Exception as error:
             raise TrainingError(
                 f"the checkpoint {str(path)!r} cannot be read ({str(error).splitlines()[0][:200]}); "
@@ -153,6 +173,10 @@ class RunFolder:
             return []
         with open(path, newline="") as file:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _random_states(model: keras.Model) -> list[keras.Variable]:
+    return [variable for variable in model.variables if variable.name == "seed_generator_state"]
 
 
 def _unwritable(path: Path, error: OSError) -> str:

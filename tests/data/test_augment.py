@@ -103,10 +103,7 @@ def test_shift_moves_by_whole_pixels_and_reflects():
     found = augment.shift_batch(images, randomness.key(0, 2, 0), 0.25).numpy()
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="symmetric")
     windows = {(y, x): padded[y : y + 10, x : x + 10] for y in range(5) for x in range(5)}
-    seen = [
-        next(place for place, window in windows.items() if np.array_equal(window, one))
-        for one in found
-    ]
+    seen = [next(place for place, window in windows.items() if np.array_equal(window, one)) for one in found]
     assert set(seen) == set(windows)
 
 

@@ -32,8 +32,7 @@ def taken(dataset, count=None):
 
 def same(first, second):
     return len(first) == len(second) and all(
-        np.array_equal(x, u) and np.array_equal(y, v)
-        for (x, y), (u, v) in zip(first, second, strict=True)
+        np.array_equal(x, u) and np.array_equal(y, v) for (x, y), (u, v) in zip(first, second, strict=True)
     )
 
 

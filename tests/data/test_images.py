@@ -70,9 +70,7 @@ def test_load_image_takes_a_very_long_image(tmp_path, encoded):
     path = tmp_path / "long.png"
     path.write_bytes(encoded(Image.new("RGB", (20000, 2), (10, 20, 30)), "PNG"))
     wanted = normalize(np.array([[[10, 20, 30]]], np.uint8))
-    np.testing.assert_allclose(
-        load_image(path, 64), np.broadcast_to(wanted, (64, 64, 3)), atol=1e-4
-    )
+    np.testing.assert_allclose(load_image(path, 64), np.broadcast_to(wanted, (64, 64, 3)), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "text", "empty", "truncated"])
@@ -89,9 +87,7 @@ def test_load_image_refuses(tmp_path, kind, picture, encoded):
     message = str(caught.value)
     assert "bad image.jpg" in message
     assert "\n" not in message
-    assert {"missing": "does not exist", "folder": "is a folder"}.get(
-        kind, "cannot read"
-    ) in message
+    assert {"missing": "does not exist", "folder": "is a folder"}.get(kind, "cannot read") in message
 
 
 def test_resize_arrays_leaves_the_right_size_alone_and_stays_in_range():

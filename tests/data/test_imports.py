@@ -34,8 +34,6 @@ def test_gpus_are_left_to_the_backend(monkeypatch, backend, calls):
     config = SimpleNamespace(backend=lambda: backend)
     monkeypatch.setitem(sys.modules, "keras", SimpleNamespace(config=config))
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU"])
-    monkeypatch.setattr(
-        tf.config, "set_visible_devices", lambda devices, kind: hidden.append(devices)
-    )
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda devices, kind: hidden.append(devices))
     assert tensorflow() is tf
     assert hidden == calls

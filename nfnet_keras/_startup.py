@@ -1,0 +1,36 @@
+"""Imported before Keras: the command line does without TensorFlow's start-up messages, a library user decides."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def is_command_line() -> bool:
+    """Whether this process is `nfnet` or `python -m nfnet_keras`."""
+    if Path(sys.argv[0]).stem == "nfnet":
+        return True
+    return sys.argv[0] == "-m" and "nfnet_keras" in sys.orig_argv[:4]
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drops what is written to the standard error's file: TensorFlow's first lines heed no setting."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+if is_command_line():
+    # For all lines after the first; read once, when TensorFlow is loaded.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":
+        with _silent_stderr():
+            import keras  # noqa: F401

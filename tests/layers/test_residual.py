@@ -1,0 +1,90 @@
+"""StochasticDepth and SkipGain."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from nfnet_keras.layers import SkipGain, StochasticDepth
+
+
+def run(layer, x, **options) -> np.ndarray:
+    return ops.convert_to_numpy(layer(x, **options))
+
+
+def test_inference_is_the_identity():
+    x = np.random.default_rng(0).standard_normal((16, 3, 3, 2)).astype("float32")
+    layer = StochasticDepth(0.9, seed=0)
+    np.testing.assert_array_equal(run(layer, x), x)
+    np.testing.assert_array_equal(run(layer, x, training=False), x)
+
+
+def test_rate_zero_is_the_identity_and_draws_nothing():
+    x = np.ones((4, 2), "float32")
+    layer = StochasticDepth(0.0)
+    np.testing.assert_array_equal(run(layer, x, training=True), x)
+    assert not layer.variables
+
+
+@pytest.mark.parametrize("shape", [(400, 3, 3, 2), (400, 5), (400,)])
+def test_training_drops_whole_images_without_rescaling(shape):
+    x = 1 + np.random.default_rng(0).random(shape).astype("float32")
+    y = run(StochasticDepth(0.25, seed=3), x, training=True).reshape(400, -1)
+    kept = np.all(y == x.reshape(400, -1), axis=1)
+    dropped = np.all(y == 0, axis=1)
+    assert np.all(kept | dropped)
+    # Four deviations of the binomial distribution.
+    assert abs(dropped.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 400)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_rate_over_many_images(rate, dtype):
+    y = run(StochasticDepth(rate, seed=1, dtype=dtype), np.ones((20000, 1), "float32"), training=True)
+    assert abs((y == 0).mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / 20000)
+
+
+def test_seed_repeats_the_draws_and_calls_differ():
+    x = np.ones((200, 1), "float32")
+    a, b, other = StochasticDepth(0.5, seed=7), StochasticDepth(0.5, seed=7), StochasticDepth(0.5, seed=8)
+    first, second = run(a, x, training=True), run(a, x, training=True)
+    np.testing.assert_array_equal(run(b, x, training=True), first)
+    np.testing.assert_array_equal(run(b, x, training=True), second)
+    assert np.any(first != second)
+    assert np.any(first != run(other, x, training=True))
+
+
+def test_set_random_seed_repeats_the_draws():
+    results = []
+    for _ in range(2):
+        keras.utils.set_random_seed(5)
+        results.append(run(StochasticDepth(0.5), np.ones((100, 1), "float32"), training=True))
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 2])
+def test_rate_out_of_range(rate):
+    with pytest.raises(ValueError, match=f"rate={rate}"):
+        StochasticDepth(rate)
+
+
+def test_skip_gain(gradients):
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype("float32")
+    layer = SkipGain(alpha=0.2)
+    np.testing.assert_array_equal(run(layer, x), np.zeros((2, 3)))
+    assert tuple(layer.skip_gain.shape) == ()
+    (gradient,) = gradients(lambda: ops.sum(layer(x)), [layer.skip_gain])
+    assert gradient == pytest.approx(0.2 * x.sum(), rel=1e-5)
+    layer.skip_gain.assign(0.5)
+    np.testing.assert_allclose(run(layer, x), 0.1 * x, rtol=1e-6)
+    np.testing.assert_allclose(run(SkipGain(0.2, initializer="ones"), x), 0.2 * x, rtol=1e-6)
+
+
+def test_config_round_trip():
+    layer = StochasticDepth(0.3, seed=4, name="sd")
+    copy = StochasticDepth.from_config(layer.get_config())
+    assert (copy.rate, copy.seed, copy.name) == (0.3, 4, "sd")
+    layer = SkipGain(0.3, initializer=keras.initializers.Constant(2.0), name="gain")
+    copy = SkipGain.from_config(layer.get_config())
+    assert (copy.alpha, copy.name) == (0.3, "gain")
+    np.testing.assert_allclose(run(copy, np.ones(2, "float32")), [0.6, 0.6], rtol=1e-6)

@@ -1,0 +1,164 @@
+"""The clipping rule against an independent NumPy implementation."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from nfnet_keras.optimizers import clip_gradient, count_units, unitwise_norm
+from nfnet_keras.optimizers.clipping import clip_all
+
+SHAPES = [
+    (),
+    (1,),
+    (7,),
+    (5, 3),
+    (1, 6),
+    (6, 1),
+    (1, 1, 1, 8),
+    (1, 8, 1),
+    (4, 3, 5),
+    (3, 3, 4, 6),
+    (1, 1, 4, 6),
+    (2, 3, 2, 4, 5),
+]
+
+
+def draw(shape, seed=0, dtype="float32") -> np.ndarray:
+    return np.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def mixed(shape, seed=0) -> np.ndarray:
+    """A gradient with units over and under the limit."""
+    x = draw(shape, seed)
+    return x * np.where(np.arange(shape[-1]) % 2, 1.0, 1e-3).astype("float32") if shape else x
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_norm(numpy_norm, shape):
+    x = draw(shape)
+    norm, expected = ops.convert_to_numpy(unitwise_norm(x)), numpy_norm(x)
+    np.testing.assert_allclose(norm, expected, rtol=1e-5)
+    assert norm.size == count_units(shape)
+    assert np.broadcast_shapes(norm.shape, shape) == shape
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_clip(numpy_clip, shape):
+    gradient, parameter = mixed(shape), draw(shape, 1)
+    clipped = ops.convert_to_numpy(clip_gradient(gradient, parameter, 0.05, 1e-3))
+    np.testing.assert_allclose(clipped, numpy_clip(gradient, parameter, 0.05, 1e-3), rtol=1e-5, atol=1e-8)
+    assert np.any(clipped != gradient)
+
+
+@pytest.mark.parametrize("axis", [0, -1, (0, 1), (0, 1, 3), (-2,), (0, -1), [1, 2]], ids=str)
+def test_axis(numpy_norm, numpy_clip, axis):
+    shape = (3, 2, 4, 5)
+    gradient, parameter = draw(shape), draw(shape, 1)
+    plain = tuple(axis) if isinstance(axis, list) else axis
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(unitwise_norm(gradient, axis)), numpy_norm(gradient, plain), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(clip_gradient(gradient, parameter, axis=axis)),
+        numpy_clip(gradient, parameter, axis=plain),
+        rtol=1e-5,
+    )
+    assert count_units(shape, axis) == numpy_norm(gradient, plain).size
+
+
+@pytest.mark.parametrize("axis", [4, -5, (0, 4)], ids=str)
+def test_axis_out_of_range(axis):
+    for call in (lambda x: unitwise_norm(x, axis), lambda x: clip_gradient(x, x, axis=axis)):
+        with pytest.raises(ValueError, match=r"`axis`.*\(3, 2, 4, 5\)"):
+            call(draw((3, 2, 4, 5)))
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match=r"\(3,\).*\(4,\)"):
+        clip_gradient(draw((3,)), draw((4,)))
+
+
+def test_half_precision_does_not_overflow():
+    gradient = np.full((1000, 2), 300.0, "float16")
+    parameter = np.full((1000, 2), 100.0, "float16")
+    norm = unitwise_norm(gradient)
+    assert keras.backend.standardize_dtype(norm.dtype) == "float32"
+    np.testing.assert_allclose(ops.convert_to_numpy(norm), np.full((1, 2), 300 * 1000**0.5), rtol=1e-3)
+    clipped = clip_gradient(gradient, parameter, 0.01)
+    assert keras.backend.standardize_dtype(clipped.dtype) == "float16"
+    np.testing.assert_allclose(ops.convert_to_numpy(clipped), np.full((1000, 2), 1.0), rtol=2e-3)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 unless asked to")
+def test_float64_stays():
+    x = ops.convert_to_tensor(draw((4, 3), dtype="float64"))
+    assert keras.backend.standardize_dtype(unitwise_norm(x).dtype) == "float64"
+
+
+def test_zero_gradients_and_zero_parameters():
+    zeros, ones = np.zeros((4, 3), "float32"), np.ones((4, 3), "float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(clip_gradient(zeros, zeros)), zeros)
+    np.testing.assert_array_equal(ops.convert_to_numpy(clip_gradient(zeros, ones)), zeros)
+    # The floor lets parameters that are zero move: norms of 0.01 * 1e-3.
+    norm = np.linalg.norm(ops.convert_to_numpy(clip_gradient(ones, zeros, 0.01, 1e-3)), axis=0)
+    np.testing.assert_allclose(norm, np.full(3, 1e-5), rtol=1e-5)
+
+
+def test_gradients_under_the_limit_are_untouched():
+    gradient = 1e-3 * draw((3, 3, 4, 5))
+    np.testing.assert_array_equal(ops.convert_to_numpy(clip_gradient(gradient, np.ones_like(gradient))), gradient)
+
+
+def test_nan_passes_through():
+    gradient = draw((4, 3))
+    gradient[1, 1] = np.nan
+    clipped = ops.convert_to_numpy(clip_gradient(gradient, draw((4, 3), 1)))
+    assert np.isnan(clipped[1, 1])
+    assert not np.isnan(clipped[:, [0, 2]]).any()
+    (all_at_once,), _ = clip_all([gradient], [draw((4, 3), 1)], 0.01, 1e-3, [None])
+    np.testing.assert_array_equal(ops.convert_to_numpy(all_at_once), clipped)
+
+
+def test_clip_all_equals_clip_gradient(numpy_norm):
+    rng = np.random.default_rng(3)
+    cases = [(shape, None) for shape in SHAPES]
+    cases += [
+        ((3, 3, 6, 1), (0, 1)),
+        ((2, 2, 4, 3), (0, 1, 3)),
+        ((5, 4, 3), (0, 1)),
+        ((6, 4), 1),
+        ((5,), 0),
+        ((2, 3, 4), -1),
+    ]
+    cases = [cases[i] for i in rng.permutation(len(cases))]
+    gradients = [mixed(shape, i) for i, (shape, _) in enumerate(cases)]
+    parameters = [draw(shape, 100 + i) for i, (shape, _) in enumerate(cases)]
+    scales = [float(s) for s in rng.uniform(0.5, 2, len(cases))]
+    axes = [axis for _, axis in cases]
+    for given in (None, scales):
+        clipped, count = clip_all(gradients, parameters, 0.1, 1e-3, axes, given)
+        expected_count = 0
+        for g, p, axis, scale, got in zip(
+            gradients, parameters, axes, given or [1.0] * len(cases), clipped, strict=True
+        ):
+            one = clip_gradient(g, p * np.float32(scale), 0.1, 1e-3, axis)
+            np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(one), rtol=2e-5, atol=1e-8)
+            limit = 0.1 * np.maximum(numpy_norm(p * scale, axis), 1e-3)
+            expected_count += np.sum(numpy_norm(g, axis) > limit)
+        assert float(count) == expected_count
+        assert 0 < expected_count < sum(count_units(shape, axis) for shape, axis in cases)
+
+
+@pytest.mark.parametrize("shapes", [[(3,), ()], [(3, 3, 2, 4)]], ids=str)
+def test_clip_all_with_one_kind_of_shape(numpy_clip, shapes):
+    gradients, parameters = [draw(s) for s in shapes], [draw(s, 1) for s in shapes]
+    clipped, _ = clip_all(gradients, parameters, 0.1, 1e-3, [None] * len(shapes))
+    for g, p, got in zip(gradients, parameters, clipped, strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(got), numpy_clip(g, p, 0.1), rtol=1e-5)
+
+
+def test_clip_all_keeps_dtypes():
+    gradients = [draw((4, 3)).astype("float16"), draw((3,))]
+    clipped, _ = clip_all(gradients, [draw((4, 3), 1), draw((3,), 1)], 0.1, 1e-3, [None, None])
+    assert [keras.backend.standardize_dtype(g.dtype) for g in clipped] == ["float16", "float32"]
