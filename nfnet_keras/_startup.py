@@ -34,3 +34,4 @@ if is_command_line():
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":
         with _silent_stderr():
             import keras  # noqa: F401
+            import tensorflow  # noqa: F401 (reads the images under every backend)

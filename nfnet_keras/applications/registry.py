@@ -45,12 +45,12 @@ def get_constructor(name: str) -> Callable:
     return _CONSTRUCTORS[name]
 
 
-def create_model(name: str, **kwargs):
+def create_model(name: str, /, **kwargs):
     """Makes a model by its name.
 
     Args:
-        name: One of `list_models()`, such as `"nfnet_f0"`.
-        **kwargs: Arguments of the model's constructor, such as `weights`, `input_shape`, `classes`.
+        name: One of `list_models()`, such as `"nfnet_f0"`; by position.
+        **kwargs: Arguments of the model's constructor, such as `weights`, `input_shape`, `classes`, `name`.
 
     Returns:
         A `NormalizerFreeModel`.

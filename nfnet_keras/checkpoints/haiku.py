@@ -12,7 +12,7 @@ _SUFFIXES = {"squeeze_excite/~/linear": "se/reduce", "squeeze_excite/~/linear_1"
 
 def _layer_path(module: str, prefixes: list[str]) -> str:
     """Translates a module such as 'NFNet/~/nf_block_3/~/conv0' to a layer path such as 'stage2_block2_conv0'."""
-    module = module.split("/~/", 1)[1]
+    module = module.partition("/~/")[2] or module
     block = re.fullmatch(r"nf_block(?:_(\d+))?(?:/~/(.+))?", module)
     if block is None:
         return "predictions" if module == "linear" else module

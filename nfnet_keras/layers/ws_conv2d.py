@@ -39,7 +39,7 @@ def standardize_kernel(kernel, gain=None, epsilon: float = 1e-4):
         # A variable would be watched beside the arguments; what it holds is meant.
         kernel, gain = ops.copy(kernel), ops.copy(gain)
         return _standardize_with_gradient(float(epsilon))(kernel, gain)
-    centred, scale = _centre_and_scale(kernel, epsilon)
+    centred, scale, _ = _centre_and_scale(kernel, epsilon)
     return ops.multiply(centred, scale if gain is None else ops.multiply(scale, gain))
 
 
@@ -48,7 +48,7 @@ def _centre_and_scale(kernel, epsilon: float):
     centred = ops.subtract(kernel, ops.mean(kernel, axis=axes, keepdims=True))
     # fan_in * var(w) is the plain sum of squares of the centred weights.
     energy = ops.sum(ops.square(centred), axis=axes)
-    return centred, ops.rsqrt(ops.maximum(energy, epsilon))
+    return centred, ops.rsqrt(ops.maximum(energy, epsilon)), energy
 
 
 @functools.cache
@@ -62,15 +62,15 @@ def _standardize_with_gradient(epsilon: float):
     @ops.custom_gradient
     def standardize(kernel, gain):
         axes = tuple(range(len(kernel.shape) - 1))
-        centred, scale = _centre_and_scale(kernel, epsilon)
+        centred, scale, energy = _centre_and_scale(kernel, epsilon)
         gained = ops.multiply(scale, gain)
 
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
             along = ops.sum(ops.multiply(upstream, centred), axis=axes)
             # At the floor the scale is a constant and has no part in the gradient.
-            square = ops.square(scale)
-            pull = ops.where(ops.less(square, 1.0 / epsilon), ops.multiply(square, along), ops.zeros_like(along))
+            pull = ops.multiply(ops.square(scale), along)
+            pull = ops.where(ops.greater(energy, epsilon), pull, ops.zeros_like(pull))
             inner = ops.subtract(ops.subtract(upstream, ops.mean(upstream, axis=axes)), ops.multiply(centred, pull))
             return ops.multiply(inner, gained), ops.multiply(along, scale)
 

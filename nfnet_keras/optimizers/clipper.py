@@ -78,24 +78,14 @@ class Clipper:
         )
         if not chosen:
             return list(gradients)
-        scales = None
-        if optimizer.weight_decay and not getattr(optimizer, "decays_weights_itself", False):
-            scales = [_undecayed(optimizer, variables[i]) for i in chosen]
         some, count = clip_all(
-            [gradients[i] for i in chosen], [variables[i] for i in chosen], self.clip_factor, self.eps, axes, scales
+            [gradients[i] for i in chosen], [variables[i] for i in chosen], self.clip_factor, self.eps, axes
         )
         optimizer.clipped_units.assign(count)
         clipped = list(gradients)
         for i, gradient in zip(chosen, some, strict=True):
             clipped[i] = gradient
         return clipped
-
-
-def _undecayed(optimizer, variable):
-    """What takes a weight's norm back to before the decoupled decay that Keras applies ahead of the update."""
-    if not optimizer._use_weight_decay(variable):
-        return 1.0
-    return 1.0 / (1.0 - keras.ops.cast(optimizer.learning_rate, "float32") * optimizer.weight_decay)
 
 
 def add_counter(optimizer) -> None:
@@ -106,25 +96,40 @@ def add_counter(optimizer) -> None:
     )
 
 
-def clip_reduced(optimizer, clipper, reduce, grads_and_vars):
+def clip_reduced(optimizer, clipper, reduce, decay, grads_and_vars):
     """TensorFlow's seam: sums gradients over replicas, then clips them."""
-    pairs = reduce(grads_and_vars)
+    from nfnet_keras.tensorflow_step import densify
+
+    pairs = [(densify(g), v) for g, v in reduce(grads_and_vars)]
     known = [optimizer._trainable_variables[optimizer._get_variable_index(v)] for _, v in pairs]
     clipped = clipper.clip(optimizer, [g for g, _ in pairs], known)
+    decay(known)
     return [(g, v) for g, (_, v) in zip(clipped, pairs, strict=True)]
 
 
-def clip_then_update(optimizer, clipper, update, grads, trainable_variables, learning_rate):
+def clip_then_update(optimizer, clipper, update, decay, grads, trainable_variables, learning_rate):
     """The seam of all other backends: clips gradients, then updates."""
-    update(clipper.clip(optimizer, grads, trainable_variables), trainable_variables, learning_rate)
+    clipped = clipper.clip(optimizer, grads, trainable_variables)
+    decay(trainable_variables)
+    update(clipped, trainable_variables, learning_rate)
+
+
+def decay_later(variables) -> None:
+    """Stands in for an optimizer's decoupled weight decay, which the seams call once they have clipped."""
 
 
 def hook(optimizer, clipper: Clipper) -> None:
-    """Makes one optimizer clip its gradients right before it uses them."""
+    """Makes one optimizer clip its gradients right before it uses them.
+
+    Keras decays weights before the seams. The decay is put off until after them, so that gradients are clipped against
+    the weights that they were taken at; then clipping, decay and update follow each other as Keras's own clipping does.
+    """
     # Partials rather than closures: they survive copy.deepcopy.
+    decay = optimizer._apply_weight_decay
     if keras.backend.backend() == "tensorflow":
         reduce = optimizer._all_reduce_sum_gradients
-        optimizer._all_reduce_sum_gradients = functools.partial(clip_reduced, optimizer, clipper, reduce)
+        optimizer._all_reduce_sum_gradients = functools.partial(clip_reduced, optimizer, clipper, reduce, decay)
     else:
         update = optimizer._backend_update_step
-        optimizer._backend_update_step = functools.partial(clip_then_update, optimizer, clipper, update)
+        optimizer._backend_update_step = functools.partial(clip_then_update, optimizer, clipper, update, decay)
+    optimizer._apply_weight_decay = decay_later

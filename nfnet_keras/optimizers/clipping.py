@@ -155,7 +155,7 @@ def clip_factors(gradient_norm, parameter_norm, clip_factor: float, eps: float):
     return ops.where(over, shrink, ops.ones_like(shrink)), over
 
 
-def clip_all(gradients, parameters, clip_factor: float, eps: float, axes, parameter_scales=None):
+def clip_all(gradients, parameters, clip_factor: float, eps: float, axes):
     """Clips the gradients of many parameters at once: `clip_gradient` for each, in far fewer operations.
 
     The norms of all units stand in one vector, so that the rule itself is computed once a step and not once a
@@ -167,7 +167,6 @@ def clip_all(gradients, parameters, clip_factor: float, eps: float, axes, parame
         clip_factor: As in `clip_gradient`.
         eps: As in `clip_gradient`.
         axes: List with the `axis` of each parameter.
-        parameter_scales: List of factors on the parameters' norms, or `None` for 1.
 
     Returns:
         List of the clipped gradients, and how many units were scaled down (float32 scalar).
@@ -189,12 +188,6 @@ def clip_all(gradients, parameters, clip_factor: float, eps: float, axes, parame
     gradient_norms = _norms(gradients, small, large, axes, segments)
     parameter_norms = _norms(parameters, small, large, axes, segments)
     units = [1] * len(small) + [count_units(parameters[i].shape, axes[i]) for i in large]
-    if parameter_scales is not None:
-        scales = [
-            ops.broadcast_to(ops.cast(parameter_scales[i], "float32"), (n,))
-            for i, n in zip(small + large, units, strict=True)
-        ]
-        parameter_norms = ops.multiply(parameter_norms, ops.concatenate(scales))
     factors, over = clip_factors(gradient_norms, parameter_norms, clip_factor, eps)
     clipped = list(gradients)
     if small:
@@ -202,8 +195,7 @@ def clip_all(gradients, parameters, clip_factor: float, eps: float, axes, parame
         for i, gradient in zip(small, segments.split(joined), strict=True):
             clipped[i] = ops.cast(gradient, gradients[i].dtype)
     if large:
-        starts = np.cumsum(units[len(small) :])[:-1].tolist()
-        for i, factor in zip(large, ops.split(factors[len(small) :], starts), strict=True):
+        for i, factor in zip(large, _split(factors[len(small) :], units[len(small) :]), strict=True):
             factor = _broadcastable(factor, parameters[i].shape, axes[i])
             clipped[i] = ops.multiply(gradients[i], ops.cast(factor, gradients[i].dtype))
     return clipped, ops.sum(ops.cast(over, "float32"))
@@ -218,6 +210,12 @@ def _norms(tensors, small, large, axes, segments):
         x = ops.cast(tensors[i], "float32")
         squares.append(_flat(ops.sum(ops.square(x), axis=_unit_axes(x.shape, axes[i])[0])))
     return ops.sqrt(ops.concatenate(squares))
+
+
+def _split(vector, sizes):
+    """Cuts a vector into parts of the given sizes."""
+    # TensorFlow cannot split into one part.
+    return [vector] if len(sizes) == 1 else ops.split(vector, np.cumsum(sizes)[:-1].tolist())
 
 
 def _flat(x):
@@ -252,7 +250,7 @@ class _Segments:
         return ops.take(values, self.ids)
 
     def split(self, joined):
-        parts = ops.split(joined, np.cumsum(self.sizes)[:-1].tolist())
+        parts = _split(joined, self.sizes)
         return [
             part if len(shape) == 1 else ops.reshape(part, shape)
             for part, shape in zip(parts, self.shapes, strict=True)

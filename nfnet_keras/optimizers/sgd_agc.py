@@ -50,9 +50,6 @@ class SGD_AGC(keras.optimizers.Optimizer):
     >>> model.compile(nfk.optimizers.SGD_AGC(0.1, clip_factor=0.1), "categorical_crossentropy")
     """
 
-    # Tells the clipper that the weights it sees have not been decayed yet.
-    decays_weights_itself = True
-
     def __init__(
         self,
         learning_rate,
@@ -87,7 +84,8 @@ class SGD_AGC(keras.optimizers.Optimizer):
         if self.use_ema:
             for average, variable in zip(self._model_variables_moving_average, variables, strict=True):
                 if average is not None:
-                    average.assign(variable)
+                    # A copy: two variables on one buffer cannot both be donated to JAX's step.
+                    average.assign(ops.copy(variable))
         clipper_lib.add_counter(self)
 
     def _apply_weight_decay(self, variables) -> None:
@@ -102,6 +100,7 @@ class SGD_AGC(keras.optimizers.Optimizer):
         if self.momentum:
             velocity = self.momentums[self._get_variable_index(variable)]
             if keras.backend.backend() == "tensorflow":
+                # Here, so that the optimizers can be imported without TensorFlow.
                 from nfnet_keras.tensorflow_step import apply_momentum
 
                 apply_momentum(variable, velocity.value, gradient, learning_rate, self.momentum, self.nesterov)

@@ -33,7 +33,6 @@ def named_axes(layer) -> dict:
         (lambda: L.Dense(5), (4,), {}),
         (lambda: L.LayerNormalization(), (4,), {}),
     ],
-    ids=str,
 )
 def test_layers(layer, shape, expected):
     layer = layer()

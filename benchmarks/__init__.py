@@ -1,0 +1,1 @@
+"""Benchmarks: programs that measure, none of them a test."""
