@@ -32,6 +32,10 @@ class NormalizerFreeModel(keras.Model):
         *args: As for `keras.Model`: `inputs` and `outputs`.
         **kwargs: As for `keras.Model`: `inputs`, `outputs`, `name`, `trainable`.
 
+    Raises:
+        TypeError: Without inputs and outputs; a model with a `call` of its own subclasses `keras.Model` and is
+            compiled with `nfk.optimizers.AGC(optimizer)`.
+
     Example:
 
     >>> import nfnet_keras as nfk
@@ -42,6 +46,11 @@ class NormalizerFreeModel(keras.Model):
     """
 
     def __init__(self, *args, **kwargs):
+        if len(args) < 2 and not {"inputs", "outputs"} <= kwargs.keys() and not (args and "outputs" in kwargs):
+            raise TypeError(
+                "NormalizerFreeModel takes inputs and outputs, as the functional keras.Model does. For a model with a "
+                "call() of its own, subclass keras.Model and compile it with nfnet_keras.optimizers.AGC(optimizer)."
+            )
         super().__init__(*args, **kwargs)
         self._clipped_share = keras.metrics.Mean(name=CLIPPED)
         self._clip_factor = None

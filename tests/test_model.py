@@ -404,3 +404,13 @@ def test_a_single_clippable_parameter(manual_step):
     expected, share = manual_step(model, x, y)
     assert float(model.train_on_batch(x, y, return_dict=True)["agc_clipped"]) == pytest.approx(share)
     same(values(model), expected)
+
+
+def test_a_model_without_inputs_and_outputs_is_refused():
+    class Mine(nfk.NormalizerFreeModel):
+        def call(self, x):
+            return x
+
+    for make in (Mine, nfk.NormalizerFreeModel):
+        with pytest.raises(TypeError, match=r"inputs and outputs.*AGC\(optimizer\)"):
+            make()
