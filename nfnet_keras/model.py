@@ -8,6 +8,7 @@ import keras
 from nfnet_keras.layers.ws_conv2d import runs_on_cpu
 from nfnet_keras.optimizers import AGC, clips_adaptively
 from nfnet_keras.optimizers.agc import clipped_share, find_clipper, leaves
+from nfnet_keras.optimizers.clipper import release
 from nfnet_keras.optimizers.units import unit_axes
 
 CLIPPED = "agc_clipped"
@@ -188,6 +189,10 @@ class NormalizerFreeModel(keras.Model):
         """Returns the metrics' values by name, as `keras.Model` does; what only training has is left out."""
         return {name: value for name, value in super().get_metrics_result().items() if name != CLIPPED}
 
+    def _flatten_metrics_in_order(self, logs):
+        # What `train_on_batch` returns without `return_dict` has the shape of any Keras model's.
+        return super()._flatten_metrics_in_order({k: v for k, v in logs.items() if k != CLIPPED})
+
     def _get_metrics_result_or_logs(self, logs):
         # Keras warns of a key in the logs of a step that `get_metrics_result` does not have.
         if not isinstance(logs, dict) or CLIPPED not in logs:
@@ -198,7 +203,12 @@ class NormalizerFreeModel(keras.Model):
 
 def _clipping(optimizer, clip_factor: float | None):
     """Returns the optimizer, wrapped in AGC unless it clips already or is not to clip."""
-    if clip_factor is None or clips_adaptively(optimizer):
+    if clips_adaptively(optimizer):
+        return optimizer
+    for leaf in leaves(optimizer):
+        # It may have clipped for a model that was compiled with it before.
+        release(leaf)
+    if clip_factor is None:
         return optimizer
     for leaf in leaves(optimizer):
         for name in ("clipnorm", "clipvalue", "global_clipnorm"):

@@ -1,6 +1,7 @@
 """What the constructors of all families share: the input, the head, the weights."""
 
 import os
+import warnings
 
 import keras
 
@@ -109,9 +110,15 @@ def load_weights(model: keras.Model, weights: str | os.PathLike | None, name: st
             f"`weights`: {path!r} is not a file that Keras can load; its name must end in .weights.h5 or .keras."
         )
     try:
-        model.load_weights(path)
+        with warnings.catch_warnings():
+            # Keras warns of every layer before it raises.
+            warnings.simplefilter("ignore")
+            model.load_weights(path)
     except OSError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"The weights in {path!r} do not fit the model '{name}': {first}") from error
+        reason = " ".join(str(error).split())[:600] or type(error).__name__
+        raise ValueError(
+            f"The weights in {path!r} do not fit the model '{name}' (for a file with another classifier, pass "
+            f"include_top=False): {reason}"
+        ) from error

@@ -180,6 +180,8 @@ def NFNet(  # noqa: N802 (keras.applications names constructors like classes)
     >>> NFNet(row, weights=None, classes=7).output_shape
     (None, 7)
     """
+    if group_width is not None and group_width < 1:
+        raise ValueError(f"`group_width` must be at least 1. Received: group_width={group_width}")
     if group_width is not None:
         variant = dataclasses.replace(variant, group_width=group_width)
     drop_rate = variant.drop_rate if drop_rate is None else drop_rate

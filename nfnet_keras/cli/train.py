@@ -7,6 +7,8 @@ train/ and test/ are used where they exist. The run's folder then holds model.ke
 curves.png. Ctrl-C stops after the step in flight and keeps what was learnt; --resume goes on from there.
 """
 
+import math
+import os
 import signal
 import sys
 
@@ -72,19 +74,14 @@ def _resumed(values: flags.FlagValues):
     if not values.out:
         raise ValueError("--resume needs --out, the folder of the run to go on with")
     config = training.Settings.from_dict(RunFolder(values.out).read_config())
-    asked = {"model": values.model, "data": values.data, "seed": values.seed, **_given(values)}
-    wanted = training.settings(
-        values.model or config.model,
-        config.data if values.data is None else values.data,
-        seed=config.seed if values.seed is None else values.seed,
-        **_given(values),
-    )
-    for name, value in asked.items():
-        if value is None:
-            continue
-        source = (wanted, config) if name in ("model", "data", "seed") else (wanted.recipe, config.recipe)
-        new, old = (getattr(part, name) for part in source)
-        if new != old:
+    recipe = config.recipe
+    data = values.data if values.data is None else os.path.abspath(values.data)
+    asked = {"model": values.model, "data": data, "seed": values.seed, **_given(values)}
+    has = {"model": config.model, "data": config.data, "seed": config.seed, "learning_rate": recipe.peak_learning_rate}
+    for name, new in asked.items():
+        old = has[name] if name in has else getattr(recipe, name)
+        same = math.isclose(old, new) if isinstance(new, float) else old == new
+        if new is not None and not same:
             raise ValueError(
                 f"the run in {values.out!r} has {name} {old}, not {new}; leave the flag out to go on with it, or start "
                 "a new run in another folder"

@@ -51,7 +51,7 @@ class AGC(keras.optimizers.Optimizer):
     accumulation done, and against the weights as they were before decoupled weight decay. Schedules, weight decay,
     moving average, gradient accumulation and loss scaling of the wrapped optimizer go on as before; its attributes
     can be read and set through the wrapper. The wrapped optimizer belongs to the wrapper from then on: used by itself
-    it clips too.
+    it clips too. Wrapped again, it clips with the new settings only.
 
     Source: Brock et al. 2021, <https://arxiv.org/abs/2102.06171>, section 4.
 
@@ -94,18 +94,16 @@ class AGC(keras.optimizers.Optimizer):
                 f"The {type(optimizer).__name__} given to `AGC` clips gradients adaptively already. Wrap a fresh "
                 "optimizer, or use this one as it is."
             )
+        if clip_factor is None:
+            raise ValueError("`clip_factor` must be a positive number. Received: clip_factor=None")
         super().__init__(learning_rate=0.0, name=name)
         self.clipper = clipper_lib.Clipper(clip_factor, eps, exclude_from_clipping)
         self.inner_optimizer = optimizer
-        self._hooked: list = []
         self._hook_leaves()
 
     def _hook_leaves(self) -> None:
         for leaf in leaves(self.inner_optimizer):
-            if not any(leaf is hooked for hooked in self._hooked):
-                clipper_lib.hook(leaf, self.clipper)
-                leaf.clipped_by_agc = True
-                self._hooked.append(leaf)
+            clipper_lib.hook(leaf, self.clipper)
 
     def build(self, variables) -> None:
         if self.built:
@@ -114,7 +112,7 @@ class AGC(keras.optimizers.Optimizer):
             self.inner_optimizer.build(variables)
         # A MultiOptimizer with a callable map knows its optimizers only now.
         self._hook_leaves()
-        for leaf in self._hooked:
+        for leaf in leaves(self.inner_optimizer):
             if leaf.built:
                 clipper_lib.add_counter(leaf)
         self._trainable_variables = variables[:]
@@ -130,6 +128,17 @@ class AGC(keras.optimizers.Optimizer):
             with keras.name_scope(self.name):
                 self.build(trainable_variables)
         self.inner_optimizer.apply(grads, trainable_variables)
+
+    def apply_gradients(self, grads_and_vars):
+        super().apply_gradients(grads_and_vars)
+        return self.iterations
+
+    def save_own_variables(self, store):
+        # The wrapped optimizer, a part of this one, saves them; twice would double the file.
+        return
+
+    def load_own_variables(self, store):
+        return
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         return self.inner_optimizer.stateless_apply(optimizer_variables, grads, trainable_variables)
@@ -174,8 +183,12 @@ for _name in _DELEGATED:
 
 
 def clips_adaptively(optimizer) -> bool:
-    """Whether adaptive gradient clipping is at work in this optimizer, or in one inside it."""
-    return any(getattr(leaf, "clipped_by_agc", False) for leaf in leaves(optimizer))
+    """Whether an optimizer is, or holds, one that clips gradients adaptively: an `AGC` or an `SGD_AGC`.
+
+    An optimizer that was wrapped in an `AGC` is none by itself: it can be wrapped again, with other settings.
+    """
+    clippers = [find_clipper(optimizer), *(find_clipper(leaf) for leaf in leaves(optimizer))]
+    return any(clipper is not None and clipper.clip_factor is not None for clipper in clippers)
 
 
 def find_clipper(optimizer) -> clipper_lib.Clipper | None:

@@ -31,8 +31,8 @@ class Clipper:
     """
 
     def __init__(self, clip_factor: float | None, eps: float, exclude_from_clipping: Sequence[str] | None):
-        if clip_factor is not None and not clip_factor > 0:
-            raise ValueError(f"`clip_factor` must be positive. Received: clip_factor={clip_factor}")
+        if clip_factor is not None and (isinstance(clip_factor, (bool, str)) or not clip_factor > 0):
+            raise ValueError(f"`clip_factor` must be a positive number. Received: clip_factor={clip_factor!r}")
         if not eps > 0:
             raise ValueError(f"`eps` must be positive. Received: eps={eps}")
         if isinstance(exclude_from_clipping, str):
@@ -89,29 +89,36 @@ class Clipper:
 
 
 def add_counter(optimizer) -> None:
-    """Gives a built optimizer the variable that counts the units clipped in the latest update."""
+    """Gives a built optimizer the variable that counts the units clipped in the latest update, unless it has it."""
+    if hasattr(optimizer, "clipped_units"):
+        return
     optimizer.clippable_units = 0
     optimizer.clipped_units = optimizer.add_variable(
         shape=(), dtype="float32", name="clipped_units", aggregation="only_first_replica"
     )
 
 
-def clip_reduced(optimizer, clipper, reduce, decay, grads_and_vars):
+def clip_reduced(optimizer, reduce, decay, grads_and_vars):
     """TensorFlow's seam: sums gradients over replicas, then clips them."""
     from nfnet_keras.tensorflow_step import densify
 
     pairs = [(densify(g), v) for g, v in reduce(grads_and_vars)]
     known = [optimizer._trainable_variables[optimizer._get_variable_index(v)] for _, v in pairs]
-    clipped = clipper.clip(optimizer, [g for g, _ in pairs], known)
+    clipped = _clip(optimizer, [g for g, _ in pairs], known)
     decay(known)
     return [(g, v) for g, (_, v) in zip(clipped, pairs, strict=True)]
 
 
-def clip_then_update(optimizer, clipper, update, decay, grads, trainable_variables, learning_rate):
+def clip_then_update(optimizer, update, decay, grads, trainable_variables, learning_rate):
     """The seam of all other backends: clips gradients, then updates."""
-    clipped = clipper.clip(optimizer, grads, trainable_variables)
+    clipped = _clip(optimizer, grads, trainable_variables)
     decay(trainable_variables)
     update(clipped, trainable_variables, learning_rate)
+
+
+def _clip(optimizer, gradients, variables) -> list:
+    clipper = optimizer.agc_clipper
+    return list(gradients) if clipper is None else clipper.clip(optimizer, gradients, variables)
 
 
 def decay_later(variables) -> None:
@@ -119,17 +126,27 @@ def decay_later(variables) -> None:
 
 
 def hook(optimizer, clipper: Clipper) -> None:
-    """Makes one optimizer clip its gradients right before it uses them.
+    """Makes one optimizer clip its gradients right before it uses them; a hooked one gets the new settings.
 
     Keras decays weights before the seams. The decay is put off until after them, so that gradients are clipped against
     the weights that they were taken at; then clipping, decay and update follow each other as Keras's own clipping does.
     """
+    hooked = hasattr(optimizer, "agc_clipper")
+    optimizer.agc_clipper = clipper
+    if hooked:
+        return
     # Partials rather than closures: they survive copy.deepcopy.
     decay = optimizer._apply_weight_decay
     if keras.backend.backend() == "tensorflow":
         reduce = optimizer._all_reduce_sum_gradients
-        optimizer._all_reduce_sum_gradients = functools.partial(clip_reduced, optimizer, clipper, reduce, decay)
+        optimizer._all_reduce_sum_gradients = functools.partial(clip_reduced, optimizer, reduce, decay)
     else:
         update = optimizer._backend_update_step
-        optimizer._backend_update_step = functools.partial(clip_then_update, optimizer, clipper, update, decay)
+        optimizer._backend_update_step = functools.partial(clip_then_update, optimizer, update, decay)
     optimizer._apply_weight_decay = decay_later
+
+
+def release(optimizer) -> None:
+    """Makes a hooked optimizer stop clipping."""
+    if hasattr(optimizer, "agc_clipper"):
+        optimizer.agc_clipper = None

@@ -72,8 +72,7 @@ class SGD_AGC(keras.optimizers.Optimizer):
         self.momentum = momentum
         self.nesterov = nesterov
         self.clipper = clipper_lib.Clipper(clip_factor, eps, exclude_from_clipping)
-        self.clipped_by_agc = clip_factor is not None
-        if self.clipped_by_agc:
+        if clip_factor is not None:
             clipper_lib.hook(self, self.clipper)
 
     def build(self, variables) -> None:

@@ -15,7 +15,7 @@ class Recipe:
         epochs: Passes over the training images.
         batch_size: Images a step.
         learning_rate: Peak learning rate for a batch of 256; it grows in proportion with the batch size.
-        warmup_epochs: Epochs of linear warm-up; a cosine to 0 follows.
+        warmup_epochs: Epochs of linear warm-up, at most a tenth of the run; a cosine to 0 follows.
         clip_factor: Largest ratio of a unit's gradient norm to its weight norm (AGC).
         image_size: Side of the images in pixels, or `None` for the network's own training size.
         augment: What is done to the images at random.
@@ -44,6 +44,11 @@ class Recipe:
     ema_momentum: float = 0.99
     label_smoothing: float = 0.1
     stochastic_depth_rate: float = 0.25
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate at the end of the warm-up, for this batch size."""
+        return self.learning_rate * self.batch_size / 256
 
 
 # The embedded set: 1,437 small scans of digits, which must not be mirrored. Small batches bear a larger clip factor

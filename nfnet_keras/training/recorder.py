@@ -21,6 +21,7 @@ class Recorder(keras.callbacks.Callback):
         steps: Steps of an epoch.
         stopped: Function that tells whether the user wants the run to stop; then it stops after the step in flight
             and saves what was learnt up to it.
+        partial: What the first epoch has seen of its metrics before it was cut short, or `None`.
 
     Raises:
         TrainingError: If the loss is not finite, or the folder cannot be written.
@@ -32,7 +33,15 @@ class Recorder(keras.callbacks.Callback):
     False
     """
 
-    def __init__(self, folder: RunFolder, evaluation, rows: list[dict], steps: int, stopped: Callable[[], bool]):
+    def __init__(
+        self,
+        folder: RunFolder,
+        evaluation,
+        rows: list[dict],
+        steps: int,
+        stopped: Callable[[], bool],
+        partial: dict | None = None,
+    ):
         super().__init__()
         self.folder = folder
         self.evaluation = evaluation
@@ -40,10 +49,18 @@ class Recorder(keras.callbacks.Callback):
         self.steps = steps
         self.stopped = stopped
         self.interrupted = False
+        self._partial = partial
         self._started = 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
         self._started = time.monotonic()
+
+    def _with_partial(self, means: dict, done: int) -> dict:
+        """Joins the means of the steps after a resume with those before it; all batches have one size."""
+        if self._partial is None:
+            return means
+        share = self._partial["steps"] / done
+        return {name: share * self._partial["means"][name] + (1 - share) * value for name, value in means.items()}
 
     def on_train_batch_end(self, batch, logs=None):
         if self.stopped():
@@ -56,10 +73,14 @@ class Recorder(keras.callbacks.Callback):
                 f"the loss became {logs['loss']} in epoch {epoch + 1}; lower --learning-rate or --clip-factor "
                 "(the checkpoint of the epoch before is kept)"
             )
-        if self.interrupted and int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)) % self.steps:
+        done = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)) % self.steps or self.steps
+        means = self._with_partial({name: float(value) for name, value in logs.items()}, done)
+        if self.interrupted and done < self.steps:
             # Stopped in mid-epoch: its row is written when the epoch is whole.
-            self.folder.save_checkpoint(self.model)
+            self.folder.save_checkpoint(self.model, {"steps": done, "means": means})
             return
+        logs.update(means)
+        self._partial = None
         with averaged_weights(self.model):
             held_out = self.model.evaluate(self.evaluation, verbose=0, return_dict=True)
         logs.update({f"val_{name}": value for name, value in held_out.items()})

@@ -1,6 +1,7 @@
 """One run: from settings to a trained model, a table of metrics and a picture."""
 
 import dataclasses
+import hashlib
 import os
 import platform
 import signal
@@ -59,6 +60,7 @@ class Settings:
             TrainingError: If something is missing or unknown.
         """
         try:
+            values = {name: value for name, value in values.items() if name != "images"}
             recipe = dict(values["recipe"])
             recipe["augment"] = data.Augment(**recipe["augment"])
             return cls(**{**values, "recipe": Recipe(**recipe)})
@@ -100,6 +102,8 @@ def settings(
     128
     """
     get_constructor(model)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"`seed` must be in 0 to {2**32 - 1}. Received: seed={seed}")
     base = DIGITS if data is None else FOLDER
     given = {"epochs": epochs, "batch_size": batch_size, "clip_factor": clip_factor, "image_size": image_size}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -146,17 +150,39 @@ def train(config: Settings, out: str | os.PathLike, resume: bool = False, verbos
     """
     folder = RunFolder(out)
     images = data.digits() if config.data is None else data.image_folder(config.data)
-    model = folder.load_checkpoint() if resume else None
+    found = _describe(images)
+    model, partial = folder.load_checkpoint() if resume else (None, None)
     if not resume:
-        folder.start(config.to_dict())
+        folder.start({**config.to_dict(), "images": found})
+    elif folder.read_config().get("images") != found:
+        raise TrainingError(
+            f"the images of {config.data or 'the embedded set'} are not those that the run in {str(out)!r} began with; "
+            "restore them, or start a new run in another folder"
+        )
     _make_deterministic(config.seed)
     steps = data.steps_per_epoch(images.train, config.recipe.batch_size)
     if model is None:
         model = _new_model(config, images, steps)
     if verbose:
         _announce(config, images, model)
-    rows = _fit(config, folder, images, model, steps, verbose)
+    rows = _fit(config, folder, images, model, steps, partial, verbose)
     return _finish(config, folder, images, model, rows)
+
+
+def _describe(images: data.ImageSet) -> dict:
+    """Returns what tells one set of images, and its split, from another."""
+    digest = hashlib.sha256()
+    for split in (images.train, images.test):
+        digest.update(split.labels.tobytes())
+        digest.update(
+            split.images.tobytes() if split.paths is None else "\0".join(split.paths).encode(errors="replace")
+        )
+    return {
+        "train": len(images.train),
+        "test": len(images.test),
+        "class_names": list(images.class_names),
+        "sha256": digest.hexdigest(),
+    }
 
 
 def _announce(config: Settings, images: data.ImageSet, model: keras.Model) -> None:
@@ -194,11 +220,10 @@ def _new_model(config: Settings, images: data.ImageSet, steps: int) -> keras.Mod
         "mean_rgb": list(data.MEAN_RGB),
         "stddev_rgb": list(data.STDDEV_RGB),
     }
-    batch = min(recipe.batch_size, len(images.train))
     schedule = warmup_cosine(
-        recipe.learning_rate * batch / 256,
+        recipe.peak_learning_rate,
         total_steps=recipe.epochs * steps,
-        warmup_steps=min(int(recipe.warmup_epochs * steps), recipe.epochs * steps - 1),
+        warmup_steps=min(int(recipe.warmup_epochs * steps), recipe.epochs * steps // 10),
     )
     optimizer = SGD_AGC(
         schedule,
@@ -217,7 +242,9 @@ def _compile(model: keras.Model, optimizer, recipe: Recipe) -> None:
     model.compile(optimizer, loss, metrics=["accuracy"], clip_factor=None)
 
 
-def _fit(config: Settings, folder: RunFolder, images, model: keras.Model, steps: int, verbose) -> list[dict]:
+def _fit(
+    config: Settings, folder: RunFolder, images, model: keras.Model, steps: int, partial: dict | None, verbose
+) -> list[dict]:
     recipe, classes = config.recipe, len(images.class_names)
     evaluation = data.evaluation_batches(images.test, classes, recipe.image_size, recipe.batch_size)
     # Keras puts the moving average in place of the weights at the end of every `fit`; here the end is the last one's.
@@ -226,7 +253,7 @@ def _fit(config: Settings, folder: RunFolder, images, model: keras.Model, steps:
     epoch, step = divmod(done, steps)
     with stop_signals() as stopped:
         rows = [row for row in folder.read_table() if row["epoch"] <= epoch]
-        recorder = Recorder(folder, evaluation, rows, steps, stopped)
+        recorder = Recorder(folder, evaluation, rows, steps, stopped, partial)
         # An epoch cut short is finished first, from the step where it was cut.
         for first, last, skipped in ((epoch, epoch + 1, step), (epoch + 1, recipe.epochs, 0)):
             if first >= recipe.epochs or recorder.interrupted or first >= last:

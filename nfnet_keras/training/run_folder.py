@@ -17,7 +17,7 @@ MODEL = "model.keras"
 METRICS = "metrics.json"
 TABLE = "metrics.csv"
 CURVES = "curves.png"
-_RANDOM_STATE = "random_state"
+_STATE = "state_of_the_run"
 
 
 @contextlib.contextmanager
@@ -116,36 +116,44 @@ class RunFolder:
         except OSError as error:
             raise TrainingError(_unwritable(self.path, error)) from error
 
-    def save_checkpoint(self, model: keras.Model) -> None:
+    def save_checkpoint(self, model: keras.Model, partial: dict | None = None) -> None:
         """Saves all that a run needs to go on: the model, its optimizer and the state of its random numbers.
+
+        Args:
+            model: The model in training.
+            partial: What an epoch cut short has seen of its metrics, or `None` at the end of an epoch.
 
         Raises:
             TrainingError: As `save_model`.
         """
         own = model.metadata
-        # Keras does not save it, and one file cannot disagree with itself.
-        model.metadata = {**own, _RANDOM_STATE: [keras.ops.convert_to_numpy(v).tolist() for v in _random_states(model)]}
+        states = [keras.ops.convert_to_numpy(v).tolist() for v in _random_states(model)]
+        # In the model's own file, because one file cannot disagree with itself.
+        model.metadata = {**own, _STATE: {"random": states, "partial": partial}}
         try:
             self.save_model(CHECKPOINT, model)
         finally:
             model.metadata = own
 
-    def load_checkpoint(self) -> keras.Model | None:
-        """Returns the model as the run left it, optimizer and all, or `None` where it left none.
+    def load_checkpoint(self) -> tuple[keras.Model | None, dict | None]:
+        """Returns the model as the run left it, optimizer and all, and what `save_checkpoint` got as `partial`.
+
+        Both are `None` where the run left no checkpoint.
 
         Raises:
             TrainingError: If the file is damaged.
         """
         path = self.path / CHECKPOINT
         if not path.exists():
-            return None
+            return None, None
         try:
             model = keras.saving.load_model(path)
             metadata = model.metadata
-            for variable, value in zip(_random_states(model), metadata.pop(_RANDOM_STATE), strict=True):
+            state = metadata.pop(_STATE)
+            for variable, value in zip(_random_states(model), state["random"], strict=True):
                 variable.assign(value)
             model.metadata = metadata
-            return model
+            return model, state["partial"]
         except Exception as error:
             raise TrainingError(
                 f"the checkpoint {str(path)!r} cannot be read ({str(error).splitlines()[0][:200]}); "

@@ -109,6 +109,7 @@ def test_an_output_folder_that_cannot_be_written(capsys, tmp_path):
 def test_training_on_a_folder_and_refusals_afterwards(capsys, tmp_path):
     folder, out = images(tmp_path / "pictures", each=5), tmp_path / "run"
     arguments = ["train", f"--data={folder}", f"--out={out}", "--epochs=1", "--batch-size=4", "--image-size=32"]
+    arguments.append("--learning-rate=0.05")
     assert main(arguments) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert "Test accuracy" in last
@@ -116,6 +117,10 @@ def test_training_on_a_folder_and_refusals_afterwards(capsys, tmp_path):
     assert {"model.keras", "metrics.json", "metrics.csv", "curves.png"} <= set(os.listdir(out))
     assert "--resume" in failure(capsys, *arguments)
     assert "seed 0, not 3" in failure(capsys, "train", "--resume", f"--out={out}", "--seed=3")
+    assert "learning_rate 0.05, not 0.1" in failure(capsys, "train", "--resume", f"--out={out}", "--learning-rate=0.1")
+    same = ["--batch-size=4", "--learning-rate=0.05", f"--data={folder}", "--epochs=1", "--seed=0"]
+    assert main(["train", "--resume", f"--out={out}", *same]) == 0
+    capsys.readouterr()
     assert "batch_size 4, not 8" in failure(capsys, "train", "--resume", f"--out={out}", "--batch-size=8")
 
 

@@ -126,7 +126,26 @@ def test_stopped_and_resumed_ends_with_the_weights_of_a_run_never_stopped(finish
     result = train(config(), tmp_path, resume=True, verbose=0)
     assert_same_weights(finished[0], tmp_path)
     assert result["test_loss"] == finished[1]["test_loss"]
-    assert [row["epoch"] for row in RunFolder(tmp_path).read_table()] == [1, 2]
+    resumed, undisturbed = RunFolder(tmp_path).read_table(), RunFolder(finished[0]).read_table()
+    for one, other in zip(resumed, undisturbed, strict=True):
+        for name in one.keys() - {"seconds"}:
+            assert one[name] == pytest.approx(other[name], rel=1e-5), name
+
+
+def test_other_images_are_not_taken_for_those_of_the_run(finished, monkeypatch):
+    half = data.Split(QUARTER.train.labels[::2], images=QUARTER.train.images[::2])
+    monkeypatch.setattr(data, "digits", lambda: data.ImageSet("digits", QUARTER.class_names, half, QUARTER.test))
+    with pytest.raises(TrainingError, match="not those that the run"):
+        train(config(), finished[0], resume=True, verbose=0)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_the_warm_up_is_at_most_a_tenth_of_the_run(epochs):
+    model = run._new_model(config(epochs=epochs), QUARTER, steps=5)
+    rates = [float(model.optimizer._learning_rate(step)) for step in range(5 * epochs + 1)]
+    assert int(np.argmax(rates)) <= epochs * 5 / 10
+    assert max(rates) == pytest.approx(config().recipe.peak_learning_rate)
+    assert rates[-1] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_complete_run_resumed_is_complete(finished):

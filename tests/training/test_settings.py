@@ -21,7 +21,7 @@ def test_image_size_is_the_networks_own():
 
 def test_learning_rate_is_the_peak_at_this_batch_size():
     recipe = settings(learning_rate=0.05, batch_size=32).recipe
-    assert recipe.learning_rate * recipe.batch_size / 256 == pytest.approx(0.05)
+    assert recipe.peak_learning_rate == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "image_size", "learning_rate", "clip_factor"])
@@ -29,6 +29,12 @@ def test_learning_rate_is_the_peak_at_this_batch_size():
 def test_numbers_that_make_no_sense_are_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be positive.*{value}"):
         settings(**{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_cannot_be_are_refused(seed):
+    with pytest.raises(ValueError, match="`seed`"):
+        settings(seed=seed)
 
 
 def test_unknown_model_is_refused():
