@@ -17,7 +17,7 @@ test: $(VENV)/.installed-test
 	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PORTABLE) $(ARGS)
 
 # What runs on every backend is tested on every backend.
-PORTABLE := tests/layers tests/optimizers tests/applications tests/checkpoints tests/test_model.py
+PORTABLE := tests/layers tests/optimizers tests/applications tests/checkpoints tests/test_model.py tests/test_compile.py
 
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)
