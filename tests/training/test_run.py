@@ -220,7 +220,7 @@ def test_handlers_are_put_back():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_the_main_job_reaches_98_percent_for_five_seeds(tmp_path, monkeypatch):
     monkeypatch.undo()  # all of the digits
     found = {}
