@@ -73,3 +73,15 @@ def test_a_clip_factor_that_is_no_positive_number_is_refused(clip_factor):
     model = nfk.NormalizerFreeModel(inputs, keras.layers.Dense(2)(inputs))
     with pytest.raises(ValueError, match="clip_factor"):
         model.compile("sgd", "mse", clip_factor=clip_factor)
+
+
+def test_training_goes_on_after_a_fit_with_a_moving_average():
+    x, y = np.ones((4, 3), "float32"), np.eye(4, dtype="float32")
+    inputs = keras.Input((3,))
+    model = nfk.NormalizerFreeModel(inputs, keras.layers.Dense(4, activation="softmax")(inputs))
+    model.compile(nfk.optimizers.SGD_AGC(0.1, use_ema=True), "categorical_crossentropy")
+    model.fit(x, y, verbose=0)
+    averaged = model.get_weights()
+    model.train_on_batch(x, y)
+    model.fit(x, y, verbose=0)
+    assert any(np.abs(a - b).max() > 0 for a, b in zip(averaged, model.get_weights(), strict=True))

@@ -123,6 +123,14 @@ class SGD_AGC(keras.optimizers.Optimizer):
                 change = ops.multiply(ops.subtract(average, variable), ops.cast(1.0 - momentum, variable.dtype))
                 average.assign(ops.subtract(average, change))
 
+    def finalize_variable_values(self, var_list) -> None:
+        super().finalize_variable_values(var_list)
+        if self.use_ema and keras.backend.backend() == "jax":
+            # Keras leaves weights and averages on one buffer, which the next step cannot donate twice.
+            for average in self._model_variables_moving_average:
+                if average is not None:
+                    average.assign(ops.copy(average))
+
     @property
     def clipped_share(self):
         """Share of the clippable units whose gradient was scaled down in the latest update, a scalar tensor."""
