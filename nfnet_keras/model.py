@@ -125,6 +125,9 @@ class NormalizerFreeModel(keras.Model):
             # There XLA takes three times as long to the first step and then is no faster.
             kwargs["jit_compile"] = False
         super().compile(optimizer, *args, **kwargs)
+        clipper = find_clipper(self.optimizer)
+        if clipper is not None:
+            clipper.unit_axes = unit_axes(self)
 
     def get_compile_config(self) -> dict:
         config = super().get_compile_config()
@@ -153,9 +156,7 @@ class NormalizerFreeModel(keras.Model):
     def train_step(self, *args):
         """One step: forward, loss, gradients, clipping, update. Keras calls it; its arguments are the backend's."""
         clipper = find_clipper(self.optimizer)
-        if clipper is not None:
-            clipper.unit_axes = unit_axes(self)
-        if clipper is None or not clips_adaptively(self.optimizer):
+        if clipper is None or clipper.clip_factor is None:
             return super().train_step(*args)
         if keras.backend.backend() == "jax":
             return self._log_clipped_stateless(*super().train_step(*args))

@@ -7,8 +7,6 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -318,7 +316,7 @@ def _finish(config: Settings, folder: RunFolder, images, model: keras.Model, row
     _compile(model, None, recipe)
     evaluation = data.evaluation_batches(images.test, len(images.class_names), recipe.image_size, recipe.batch_size)
     held_out = model.evaluate(evaluation, verbose=0, return_dict=True)
-    with _reported(folder):
+    with folder.reporting("make room and --resume"):
         folder.save_model(MODEL, model)
         metrics = {
             "test_accuracy": float(held_out["accuracy"]),
@@ -339,16 +337,6 @@ def _finish(config: Settings, folder: RunFolder, images, model: keras.Model, row
         # Last, because its presence says that the run is complete.
         folder.write_json(METRICS, metrics)
     return metrics
-
-
-@contextmanager
-def _reported(folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TrainingError(
-            f"cannot write to {str(folder.path)!r} ({error.strerror or error}); make room and --resume"
-        ) from error
 
 
 def versions() -> dict[str, str]:

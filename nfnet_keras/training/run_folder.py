@@ -67,13 +67,22 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
 
+    @contextlib.contextmanager
+    def reporting(self, advice: str = "name another folder with --out, or make room") -> Iterator[None]:
+        """Says of a file that cannot be written which folder it is about, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise TrainingError(f"cannot write to {str(self.path)!r} ({reason}); {advice}") from error
+
     def start(self, config: dict) -> None:
         """Makes the folder for a new run and writes the run's settings into it.
 
         Raises:
             TrainingError: If it cannot be written, or holds a run already.
         """
-        try:
+        with self.reporting():
             self.path.mkdir(parents=True, exist_ok=True)
             held = [name for name in (CHECKPOINT, METRICS, MODEL) if (self.path / name).exists()]
             if held:
@@ -82,8 +91,6 @@ class RunFolder:
                     "or name another folder with --out"
                 )
             self.write_json(CONFIG, config)
-        except OSError as error:
-            raise TrainingError(_unwritable(self.path, error)) from error
 
     def read_config(self) -> dict:
         """Returns the settings of the run in the folder.
@@ -110,11 +117,8 @@ class RunFolder:
         Raises:
             TrainingError: If the folder cannot be written, or the disk is full; the file of before is kept.
         """
-        try:
-            with written_aside(self.path / name) as aside:
-                model.save(aside)
-        except OSError as error:
-            raise TrainingError(_unwritable(self.path, error)) from error
+        with self.reporting(), written_aside(self.path / name) as aside:
+            model.save(aside)
 
     def save_checkpoint(self, model: keras.Model, partial: dict | None = None) -> None:
         """Saves all that a run needs to go on: the model, its optimizer and the state of its random numbers.
@@ -166,13 +170,14 @@ class RunFolder:
         Raises:
             TrainingError: If the folder cannot be written, or the disk is full.
         """
-        try:
-            with written_aside(self.path / TABLE) as aside, open(aside, "w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["epoch"])
-                writer.writeheader()
-                writer.writerows(rows)
-        except OSError as error:
-            raise TrainingError(_unwritable(self.path, error)) from error
+        with (
+            self.reporting(),
+            written_aside(self.path / TABLE) as aside,
+            open(aside, "w", newline="") as file,
+        ):
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["epoch"])
+            writer.writeheader()
+            writer.writerows(rows)
 
     def read_table(self) -> list[dict]:
         """Returns the rows of the table of metrics, numbers as floats; none where there is no table."""
@@ -185,7 +190,3 @@ class RunFolder:
 
 def _random_states(model: keras.Model) -> list[keras.Variable]:
     return [variable for variable in model.variables if variable.name == "seed_generator_state"]
-
-
-def _unwritable(path: Path, error: OSError) -> str:
-    return f"cannot write to {str(path)!r} ({error.strerror or error}); name another folder with --out, or make room"
