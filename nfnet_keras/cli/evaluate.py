@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from absl import flags
 
-from nfnet_keras.cli.opening import class_names, model_file, open_classifier, printable
+from nfnet_keras.cli.opening import class_names, model_file, only_model, open_classifier, printable
 
 ARGUMENTS = "MODEL"
 REPORT, PICTURE = "report.json", "confusion.png"
@@ -55,15 +55,10 @@ def define_flags() -> flags.FlagValues:
 
 def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     """Runs `nfnet evaluate` and returns its exit status."""
-    if len(arguments) != 1:
-        raise ValueError(
-            f"one MODEL is needed, {len(arguments)} are given; a run's folder, a .keras file or a name that "
-            "`nfnet list` knows"
-        )
+    name = only_model(arguments)
     from nfnet_keras import data
     from nfnet_keras.training.evaluating import evaluate
 
-    name = arguments[0]
     spec, data_dir, own = _images_asked_for(values, name)
     model, preprocessing = open_classifier(name, values.weights, values.image_size)
     if values.crop:

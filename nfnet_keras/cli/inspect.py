@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from absl import flags
 
-from nfnet_keras.cli.opening import load, model_file
+from nfnet_keras.cli.opening import load, model_file, only_model
 
 ARGUMENTS = "MODEL"
 
@@ -34,14 +34,10 @@ def define_flags() -> flags.FlagValues:
 
 def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     """Runs `nfnet inspect` and returns its exit status."""
-    if len(arguments) != 1:
-        raise ValueError(
-            f"one MODEL is needed, {len(arguments)} are given; a name that `nfnet list` knows, a .keras file or a "
-            "run's folder"
-        )
+    name = only_model(arguments)
     if values.image_size is not None and values.image_size < 1:
         raise ValueError(f"--image-size must be at least 1, not {values.image_size}")
-    report = _report(arguments[0], values.image_size)
+    report = _report(name, values.image_size)
     for text in report["notes"]:
         print(f"nfnet inspect: note: {text}", file=sys.stderr)
     if values.json:

@@ -4,6 +4,26 @@
 """
 
 import os
+from collections.abc import Sequence
+
+
+def only_model(arguments: Sequence[str]) -> str:
+    """Returns the one argument of a command that takes a model.
+
+    Raises:
+        ValueError: If there is none, or more than one.
+
+    Example:
+
+    >>> only_model(["nfnet_f0"])
+    'nfnet_f0'
+    """
+    if len(arguments) != 1:
+        raise ValueError(
+            f"one MODEL is needed, {len(arguments)} are given; a run's folder, a .keras file or a name that "
+            "`nfnet list` knows"
+        )
+    return arguments[0]
 
 
 def model_file(name: str, advice: str = "give a whole model, or the name of a network") -> str | None:

@@ -9,10 +9,10 @@ from nfnet_keras.data.augment import Augment
 from nfnet_keras.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from nfnet_keras.data.broken import BrokenImages
 from nfnet_keras.data.errors import DataError
-from nfnet_keras.data.evaluation import Preprocessing, evaluation_crop, load_for
+from nfnet_keras.data.evaluation import Preprocessing, evaluation_crop, load_for, load_image
 from nfnet_keras.data.folder import image_folder
 from nfnet_keras.data.handwritten import digits
-from nfnet_keras.data.images import MEAN_RGB, STDDEV_RGB, load_image, normalize
+from nfnet_keras.data.images import MEAN_RGB, STDDEV_RGB, normalize
 from nfnet_keras.data.records import Records
 from nfnet_keras.data.sources import open_images
 from nfnet_keras.data.splits import ImageSet, Split, check_labels

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from nfnet_keras.data import randomness
 from nfnet_keras.data._tensorflow import tensorflow
 from nfnet_keras.data.augment import Augment, crop_batch, flip_batch, shift_batch
@@ -224,7 +222,10 @@ def evaluation_batches(
             classes,
             ledger,
         ).map(
-            lambda images, numbers, *_: (_normalized(images, how), tf.one_hot(numbers, classes, dtype=tf.float32)),
+            lambda images, numbers, *_: (
+                normalize(images, how.mean_rgb, how.stddev_rgb),
+                tf.one_hot(numbers, classes, dtype=tf.float32),
+            ),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
     most = -(-len(split) // shards)
@@ -324,7 +325,8 @@ def _array_crops(split: Split, classes: int, how: Preprocessing):
                 chosen,
                 fn_output_signature=spec,
             )
-        return _normalized(chosen, how), tf.one_hot(tf.gather(labels, rows), classes, dtype=tf.float32)
+        chosen = normalize(chosen, how.mean_rgb, how.stddev_rgb)
+        return chosen, tf.one_hot(tf.gather(labels, rows), classes, dtype=tf.float32)
 
     return make
 
@@ -355,12 +357,6 @@ def _in_batches(tokens: tf.data.Dataset, size: int, own: int, shard: int, shards
 def _key(plan: Plan, purpose: int, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
     """Make the key of what is drawn for the whole batch of a step on one host."""
     return randomness.key(plan.seed, purpose, epoch, step * plan.shards + plan.shard)
-
-
-def _normalized(images: tf.Tensor, how: Preprocessing) -> tf.Tensor:
-    tf = tensorflow()
-    scale = np.float32(1.0) / np.array(how.stddev_rgb, np.float32)
-    return (tf.cast(images, tf.float32) - np.array(how.mean_rgb, np.float32)) * scale
 
 
 def _batch(split: Split | Records, batch_size: int) -> int:

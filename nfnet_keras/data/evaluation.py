@@ -12,7 +12,7 @@ import numpy as np
 from nfnet_keras.data._tensorflow import tensorflow
 from nfnet_keras.data.crops import KERNELS, crop_content, crop_pixels, parse_rule
 from nfnet_keras.data.errors import DataError
-from nfnet_keras.data.images import reason
+from nfnet_keras.data.images import decode, normalize, reason
 
 _JPEG = b"\xff\xd8\xff"
 
@@ -101,9 +101,7 @@ class Preprocessing:
             >>> Preprocessing(32, (10, 10, 10), (2, 2, 2)).normalize(np.full((1, 3), 14)).tolist()
             [[2.0, 2.0, 2.0]]
         """
-        # A product, as in `images.normalize`, so that both give the same to the bit.
-        scale = np.float32(1.0) / np.array(self.stddev_rgb, np.float32)
-        return (np.asarray(images, np.float32) - np.array(self.mean_rgb, np.float32)) * scale
+        return normalize(np.asarray(images), self.mean_rgb, self.stddev_rgb)
 
 
 def evaluation_crop(
@@ -156,6 +154,46 @@ def evaluation_crop(
             # Decoding no more than the window gives other colours along its border than cutting out afterwards.
             return crop_content(image, image_size, rule, interpolation).numpy()
         return crop_pixels(pixels, image_size, rule, interpolation).numpy()
+
+
+def load_image(path: str | os.PathLike[str], image_size: int) -> np.ndarray:
+    """Load one file as evaluation sees it.
+
+    The shorter side is resized to round(image_size * 8 / 7) pixels (bicubic, antialiased), the
+    central square of image_size is kept and normalised.
+
+    Args:
+        path: Path of a JPEG or PNG file.
+        image_size: Side of the result in pixels.
+
+    Returns:
+        float32 of shape (image_size, image_size, 3).
+
+    Raises:
+        DataError: If the file is missing, unreadable, or no whole image.
+
+    Example:
+        >>> import tempfile
+        >>> import tensorflow as tf
+        >>> from nfnet_keras.data import load_image
+        >>> png = tf.io.encode_png(tf.zeros((20, 30, 3), tf.uint8))
+        >>> path = tempfile.mkdtemp() + "/example.png"
+        >>> tf.io.write_file(path, png)
+        >>> load_image(path, 16).shape
+        (16, 16, 3)
+    """
+    if not os.path.exists(path):
+        raise DataError(f"image file does not exist: {os.fspath(path)!r}; check the path")
+    if os.path.isdir(path):
+        raise DataError(f"{os.fspath(path)!r} is a folder; give the path of one image file")
+    tf = tensorflow()
+    try:
+        with tf.device("CPU:0"):
+            return normalize(crop_pixels(decode(os.fsencode(path)), image_size, "training")).numpy()
+    except tf.errors.OpError as error:
+        raise DataError(
+            f"cannot read image {os.fspath(path)!r} ({reason(error)}); give a whole, readable JPEG or PNG file"
+        ) from None
 
 
 def load_for(path: str | os.PathLike[str], preprocessing: Preprocessing) -> np.ndarray:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nfnet_keras.data._tensorflow import tensorflow
-from nfnet_keras.data.errors import DataError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -22,15 +21,17 @@ STDDEV_RGB = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 _CHUNK = 1024
 
 
-def normalize(images: Any) -> Any:
-    """Bring pixels to zero mean and unit deviation by ImageNet's statistics.
+def normalize(images: Any, mean_rgb: Sequence[float] = MEAN_RGB, stddev_rgb: Sequence[float] = STDDEV_RGB) -> Any:
+    """Bring pixels to zero mean and unit deviation.
 
     Args:
         images: Pixels 0..255 of shape (..., 3), any number type; a NumPy array (or nested
             list), or a TensorFlow tensor.
+        mean_rgb: Mean of red, green and blue on that scale. Default: ImageNet's.
+        stddev_rgb: Standard deviation of the three on that scale. Default: ImageNet's.
 
     Returns:
-        (images - MEAN_RGB) / STDDEV_RGB in float32, a NumPy array or a tensor as was given.
+        (images - mean_rgb) / stddev_rgb in float32, a NumPy array or a tensor as was given.
 
     Example:
         >>> import numpy as np
@@ -38,10 +39,10 @@ def normalize(images: Any) -> Any:
         >>> normalize(np.zeros((1, 1, 3), np.uint8)).round(2).tolist()
         [[[-2.119999885559082, -2.0399999618530273, -1.7999999523162842]]]
     """
-    mean = np.array(MEAN_RGB, np.float32)
+    mean = np.array(mean_rgb, np.float32)
     # TensorFlow's graph optimiser turns a division by a constant into this product; written
     # out, so that graph, eager and NumPy results are the same to the bit.
-    scale = np.float32(1.0) / np.array(STDDEV_RGB, np.float32)
+    scale = np.float32(1.0) / np.array(stddev_rgb, np.float32)
     if isinstance(images, np.ndarray | list | tuple):
         return (np.asarray(images, np.float32) - mean) * scale
     tf = tensorflow()
@@ -145,84 +146,6 @@ def resize_arrays(images: np.ndarray, size: int) -> np.ndarray:
             chunk = resize(images[start : start + _CHUNK], size)
             result[start : start + _CHUNK] = np.rint(chunk.numpy())
     return result
-
-
-def evaluation_image(path: tf.Tensor | bytes, image_size: int) -> tf.Tensor:
-    """Read one file and take its centre.
-
-    The shorter side is resized to round(image_size * 8 / 7) pixels and the central square of
-    image_size is kept. (The central square is cut out before the resize, which gives the same
-    and bounds the memory that a very long image takes.)
-
-    Args:
-        path: Path of the file, a scalar string.
-        image_size: Side of the result in pixels.
-
-    Returns:
-        A float32 tensor of shape (image_size, image_size, 3), normalised.
-
-    Raises:
-        tf.errors.OpError: If the file cannot be read or is no whole image.
-
-    Example:
-        >>> import tempfile
-        >>> import tensorflow as tf
-        >>> from nfnet_keras.data.images import evaluation_image
-        >>> png = tf.io.encode_png(tf.zeros((20, 30, 3), tf.uint8))
-        >>> path = tempfile.mkdtemp() + "/example.png"
-        >>> tf.io.write_file(path, png)
-        >>> evaluation_image(path, 16).shape
-        TensorShape([16, 16, 3])
-    """
-    tf = tensorflow()
-    image = decode(path)
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    side = tf.minimum(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    outer = round(image_size * 8 / 7)
-    margin = (outer - image_size) // 2
-    image = resize(image[top : top + side, left : left + side], outer)
-    return normalize(image[margin : margin + image_size, margin : margin + image_size])
-
-
-def load_image(path: str | os.PathLike[str], image_size: int) -> np.ndarray:
-    """Load one file as evaluation sees it.
-
-    The shorter side is resized to round(image_size * 8 / 7) pixels (bicubic, antialiased), the
-    central square of image_size is kept and normalised.
-
-    Args:
-        path: Path of a JPEG or PNG file.
-        image_size: Side of the result in pixels.
-
-    Returns:
-        float32 of shape (image_size, image_size, 3).
-
-    Raises:
-        DataError: If the file is missing, unreadable, or no whole image.
-
-    Example:
-        >>> import tempfile
-        >>> import tensorflow as tf
-        >>> from nfnet_keras.data import load_image
-        >>> png = tf.io.encode_png(tf.zeros((20, 30, 3), tf.uint8))
-        >>> path = tempfile.mkdtemp() + "/example.png"
-        >>> tf.io.write_file(path, png)
-        >>> load_image(path, 16).shape
-        (16, 16, 3)
-    """
-    if not os.path.exists(path):
-        raise DataError(f"image file does not exist: {os.fspath(path)!r}; check the path")
-    if os.path.isdir(path):
-        raise DataError(f"{os.fspath(path)!r} is a folder; give the path of one image file")
-    tf = tensorflow()
-    try:
-        with tf.device("CPU:0"):
-            return evaluation_image(os.fsencode(path), image_size).numpy()
-    except tf.errors.OpError as error:
-        raise DataError(
-            f"cannot read image {os.fspath(path)!r} ({reason(error)}); give a whole, readable JPEG or PNG file"
-        ) from None
 
 
 def reason(error: Exception) -> str:

@@ -156,34 +156,6 @@ def clip_factors(gradient_norm, parameter_norm, clip_factor: float, eps: float):
     return ops.where(over, shrink, ops.ones_like(shrink)), over
 
 
-def clip_all(gradients, parameters, clip_factor: float, eps: float, axes):
-    """Clips the gradients of many parameters at once: `clip_gradient` for each, in far fewer operations.
-
-    The norms of all units stand in one vector, so that the rule itself is computed once a step and not once a
-    parameter, and the many small parameters (biases, gains) are joined before their norms are taken.
-
-    Args:
-        gradients: List of tensors.
-        parameters: List of tensors of the same shapes.
-        clip_factor: As in `clip_gradient`.
-        eps: As in `clip_gradient`.
-        axes: List with the `axis` of each parameter.
-
-    Returns:
-        List of the clipped gradients, and how many units were scaled down (float32 scalar).
-
-    Example:
-
-    >>> from nfnet_keras.optimizers.clipping import clip_all
-    >>> ones = keras.ops.ones((4, 2))
-    >>> clipped, count = clip_all([ones, ones[:, 0]], [ones, ones[:, 0]], 0.5, 1e-3, [None, None])
-    >>> float(count), float(clipped[0][0, 0]), float(clipped[1][0])
-    (3.0, 0.5, 0.5)
-    """
-    clipped, units = clip_units(gradients, parameters, clip_factor, eps, axes)
-    return clipped, ops.sum(ops.cast(units.over, "float32"))
-
-
 @dataclasses.dataclass(frozen=True)
 class Units:
     """The units of several parameters, end to end.
@@ -228,24 +200,29 @@ def measure_units(gradients, parameters, axes) -> Units:
 
 
 def clip_units(gradients, parameters, clip_factor: float, eps: float, axes) -> tuple[list, Units]:
-    """Does what `clip_all` does and gives what it measured on the way, which costs nothing more.
+    """Clips the gradients of many parameters at once: `clip_gradient` for each, in far fewer operations.
+
+    The norms of all units stand in one vector, so that the rule itself is computed once a step and not once a
+    parameter, and the many small parameters (biases, gains) are joined before their norms are taken.
 
     Args:
-        gradients: As in `clip_all`.
-        parameters: As in `clip_all`.
+        gradients: List of tensors.
+        parameters: List of tensors of the same shapes.
         clip_factor: As in `clip_gradient`.
         eps: As in `clip_gradient`.
-        axes: As in `clip_all`.
+        axes: List with the `axis` of each parameter.
 
     Returns:
-        List of the clipped gradients, and the `Units`.
+        List of the clipped gradients, and the `Units`: what was measured on the way.
 
     Example:
 
     >>> ones = keras.ops.ones((4, 2))
-    >>> clipped, units = clip_units([ones], [ones], 0.5, 1e-3, [None])
+    >>> clipped, units = clip_units([ones, ones[:, 0]], [ones, ones[:, 0]], 0.5, 1e-3, [None, None])
+    >>> float(clipped[0][0, 0]), float(clipped[1][0])
+    (0.5, 0.5)
     >>> keras.ops.convert_to_numpy(units.over).tolist()
-    [True, True]
+    [True, True, True]
     """
     gradients = [ops.convert_to_tensor(g) for g in gradients]
     parameters = [ops.convert_to_tensor(p) for p in parameters]

@@ -44,13 +44,13 @@ class Recorder(keras.callbacks.Callback):
     Args:
         folder: Where to.
         progress: Where the run stands; kept up to date.
-        evaluate: Function that evaluates the model, with the callbacks that it is given, and returns its metrics.
+        evaluate: Function that evaluates the model and returns its metrics, `None` where it was stopped.
         rows: The rows of the epochs already done; rows are added.
         steps: Batches of an epoch.
         stopped: Function that tells whether the user wants the run to stop; then it stops after the step in flight
             and saves what was learnt up to it.
         checkpoint_minutes: Time after which a checkpoint is saved in mid-epoch.
-        checks: Functions called after every step; they raise what ends the run.
+        check: Function called after every step; it raises what ends the run.
         extra: Function that gives further columns of the table.
 
     Raises:
@@ -67,12 +67,12 @@ class Recorder(keras.callbacks.Callback):
         self,
         folder: RunFolder,
         progress: Progress,
-        evaluate: Callable[..., dict],
+        evaluate: Callable[[], dict | None],
         rows: list[dict],
         steps: int,
         stopped: Callable[[], bool],
         checkpoint_minutes: float = 10.0,
-        checks: tuple[Callable[[], None], ...] = (),
+        check: Callable[[], None] = lambda: None,
         extra: Callable[[], dict] = dict,
     ):
         super().__init__()
@@ -83,7 +83,7 @@ class Recorder(keras.callbacks.Callback):
         self.steps = steps
         self.stopped = stopped
         self.checkpoint_seconds = 60 * checkpoint_minutes
-        self.checks = checks
+        self.check = check
         self.extra = extra
         self.interrupted = False
         self._saved = time.monotonic()
@@ -100,8 +100,7 @@ class Recorder(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         progress = self.progress
         progress.position = self._first + batch + 1
-        for check in self.checks:
-            check()
+        self.check()
         if self.stopped():
             self.interrupted = True
             self.model.stop_training = True
@@ -151,11 +150,11 @@ class Recorder(keras.callbacks.Callback):
         Args:
             logs: Dictionary that gets the new values, or `None`.
         """
-        progress, stop = self.progress, StopEvaluation(self.stopped)
+        progress = self.progress
         began = time.monotonic()
         with averaged_weights(self.model):
-            held_out = self.evaluate([stop])
-        if stop.stopped:
+            held_out = self.evaluate()
+        if held_out is None:
             self.interrupted = True
             self.model.stop_training = True
             return

@@ -21,12 +21,10 @@ from nfnet_keras.training.files import written_aside
 from nfnet_keras.training.plan import Phase, Plan
 from nfnet_keras.training.recorder import Progress, Recorder, StopEvaluation
 from nfnet_keras.training.run_folder import CURVES, LOGS, METRICS, MODEL, RAW_MODEL, RunFolder
-from nfnet_keras.training.settings import TINY, Settings, settings
+from nfnet_keras.training.settings import Settings
 from nfnet_keras.training.stopping import stop_signals
 from nfnet_keras.training.watching import InputClock, Watcher
 from nfnet_keras.version import __version__
-
-__all__ = ["TINY", "Settings", "default_out", "settings", "train", "versions"]
 
 # Images of one step of an evaluation, on each replica.
 _EVALUATED_AT_ONCE = 128
@@ -57,6 +55,7 @@ def train(config: Settings, out: str | os.PathLike, resume: bool = False, verbos
     Example:
 
     >>> import tempfile
+    >>> from nfnet_keras.training import settings
     >>> result = train(settings(epochs=1, seed=3), tempfile.mkdtemp(), verbose=0)
     >>> sorted(result)[:2]
     ['broken_images', 'classes']
@@ -87,8 +86,9 @@ def train(config: Settings, out: str | os.PathLike, resume: bool = False, verbos
             run = _Run(config, where, folder, images, plan, model, Progress(**state), verbose, stopped)
             if run.verbose:
                 run.announce()
-            run.fit()
-            metrics = run.finish()
+            with explained(run.check_images):
+                run.fit()
+                metrics = run.finish()
             where.wait_for_all()
             return metrics
 
@@ -142,7 +142,7 @@ class _Run:
         # Of several machines, one that is to go takes all along: the others could not go on without it.
         agree = self.where.agreement()
         self.stopped = lambda: agree(self.signals())
-        self.evaluate = self._evaluation()
+        self.held_out = self._held_out()
 
     def announce(self) -> None:
         """Says what is about to be done."""
@@ -175,26 +175,30 @@ class _Run:
             first_step=self.progress.position,
             clock=self.clock,
         )
-        with explained(self._check_images):
-            recorder = Recorder(
-                self.folder,
-                self.progress,
-                self.evaluate,
-                rows,
-                self.plan.steps,
-                self.stopped,
-                self.config.checkpoint_minutes,
-                checks=(self._check_images,),
-                extra=lambda: _speed(watcher),
-            )
-            recorder.set_model(self.model)
-            self._finish_evaluation(recorder)
-            while self.progress.position < self.plan.total_steps and not recorder.interrupted:
-                self._fit_phase(self.plan.phase(self.progress.position), [recorder, watcher])
+        recorder = Recorder(
+            self.folder,
+            self.progress,
+            self.evaluate,
+            rows,
+            self.plan.steps,
+            self.stopped,
+            self.config.checkpoint_minutes,
+            check=self.check_images,
+            extra=lambda: _speed(watcher),
+        )
+        recorder.set_model(self.model)
+        self._finish_evaluation(recorder)
+        while self.progress.position < self.plan.total_steps and not recorder.interrupted:
+            self._fit_phase(self.plan.phase(self.progress.position), [recorder, watcher])
         if recorder.interrupted:
-            raise KeyboardInterrupt(self.signals.signal or signal.SIGTERM)
+            self._interrupt()
 
-    def _check_images(self) -> None:
+    def _interrupt(self) -> None:
+        # Another machine's signal is not known here.
+        raise KeyboardInterrupt(self.signals.signal or signal.SIGTERM)
+
+    def check_images(self) -> None:
+        """Raises if too many images are broken, and notes those that are for the next checkpoint."""
         self.broken.check()
         self.broken_test.check()
         if len(self.progress.broken) != self.broken.count:
@@ -258,7 +262,8 @@ class _Run:
 
         return make
 
-    def _evaluation(self) -> Callable[..., dict]:
+    def _held_out(self):
+        """Returns the batches of an evaluation, as `evaluate` takes them."""
         recipe, images = self.config.recipe, self.images
         # Without gradients to share out, small batches are as quick, and large test images need less memory.
         batch = min(self.plan.batch, _EVALUATED_AT_ONCE * self.where.replicas)
@@ -276,12 +281,13 @@ class _Run:
                 ledger=self.broken_test,
             )
 
-        batches = self.where.feed(make, batch)
+        return self.where.feed(make, batch)
 
-        def evaluate(callbacks=()) -> dict:
-            return self.model.evaluate(batches, callbacks=list(callbacks), verbose=0, return_dict=True)
-
-        return evaluate
+    def evaluate(self) -> dict | None:
+        """Evaluates the network as it stands; `None` where a stop was asked for meanwhile."""
+        stop = StopEvaluation(self.stopped)
+        found = self.model.evaluate(self.held_out, callbacks=[stop], verbose=0, return_dict=True)
+        return None if stop.stopped else found
 
     def finish(self) -> dict:
         """Evaluates and saves the end of the run; returns what `metrics.json` holds.
@@ -314,12 +320,10 @@ class _Run:
         return metrics
 
     def _evaluated(self) -> dict:
-        stop = StopEvaluation(self.stopped)
-        with explained(self._check_images):
-            found = self.evaluate([stop])
-        self._check_images()
-        if stop.stopped:
-            raise KeyboardInterrupt(self.signals.signal or signal.SIGTERM)
+        found = self.evaluate()
+        self.check_images()
+        if found is None:
+            self._interrupt()
         return found
 
     def _metrics(self, rows: list[dict], raw: dict, held_out: dict) -> dict:
@@ -371,6 +375,7 @@ def default_out(config: Settings) -> Path:
 
     Example:
 
+    >>> from nfnet_keras.training import settings
     >>> default_out(settings()).parts[0]
     'runs'
     """

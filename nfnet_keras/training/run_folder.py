@@ -115,12 +115,11 @@ class RunFolder:
             )
 
     def start(self, config: dict) -> None:
-        """Makes the folder for a new run and writes the run's settings into it.
+        """Makes the folder for a new run and writes the run's settings into it; `check_free` comes first.
 
         Raises:
-            TrainingError: If it cannot be written, or holds a run already.
+            TrainingError: If it cannot be written.
         """
-        self.check_free()
         if self.writes:
             with self.reporting():
                 self.path.mkdir(parents=True, exist_ok=True)
