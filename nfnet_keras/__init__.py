@@ -46,6 +46,7 @@ from nfnet_keras.applications.nfnet import (
 )
 from nfnet_keras.applications.timm import ECANFNetL0, ECANFNetL1, ECANFNetL2, ECANFNetL3, NFNetL0
 from nfnet_keras.complexity import multiply_adds
+from nfnet_keras.folding import fold_weight_standardization
 from nfnet_keras.model import NormalizerFreeModel
 from nfnet_keras.sam import SAM
 from nfnet_keras.version import __version__
@@ -95,6 +96,7 @@ __all__ = [
     "checkpoints",
     "create_model",
     "distribution",
+    "fold_weight_standardization",
     "layers",
     "list_models",
     "multiply_adds",

@@ -5,19 +5,20 @@ import warnings
 
 import keras
 
-from nfnet_keras.layers.ws_conv2d import runs_on_cpu
+from nfnet_keras.layers.devices import runs_on_cpu
 from nfnet_keras.multi_worker import DistributedTraining
 from nfnet_keras.optimizers import AGC, clips_adaptively
 from nfnet_keras.optimizers.agc import clipped_share, find_clipper, leaves, nest, portable
 from nfnet_keras.optimizers.clipper import release
 from nfnet_keras.optimizers.units import unit_axes
+from nfnet_keras.remat import Rematerialization
 from nfnet_keras.sam import SAM, as_sam, sharpness_aware_step
 
 CLIPPED = "agc_clipped"
 
 
 @keras.saving.register_keras_serializable(package="nfnet_keras")
-class NormalizerFreeModel(DistributedTraining, keras.Model):
+class NormalizerFreeModel(DistributedTraining, Rematerialization, keras.Model):
     """A `keras.Model` whose training step clips gradients adaptively (AGC) before the optimizer uses them.
 
     All constructors of this package return one. Make one yourself to put a head of your own on a backbone:
@@ -149,6 +150,15 @@ class NormalizerFreeModel(DistributedTraining, keras.Model):
         clipper = find_clipper(self.optimizer)
         if clipper is not None:
             clipper.unit_axes = unit_axes(self)
+            clipper.norm = self._fast_norm()
+
+    def _fast_norm(self):
+        if keras.backend.backend() != "tensorflow" or self.jit_compile:
+            # XLA does not know TensorFlow's operation, and needs none: it writes no squares to memory.
+            return None
+        from nfnet_keras.tensorflow_step import euclidean_norm
+
+        return euclidean_norm
 
     def get_compile_config(self) -> dict:
         config = super().get_compile_config()

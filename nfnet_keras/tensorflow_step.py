@@ -1,7 +1,7 @@
 """What TensorFlow needs around a training step."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -94,6 +94,24 @@ def densify(gradient):
     TensorShape([3, 2])
     """
     return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def euclidean_norm(x, axes: Sequence[int]):
+    """Euclidean norm over some axes, as one operation that does not write the squares to memory.
+
+    Args:
+        x: Tensor.
+        axes: The axes to sum over.
+
+    Returns:
+        Tensor without these axes.
+
+    Example:
+
+    >>> euclidean_norm(tf.constant([[3.0], [4.0]]), (0,)).numpy().tolist()
+    [5.0]
+    """
+    return tf.raw_ops.EuclideanNorm(input=x, axis=list(axes))
 
 
 def apply_momentum(variable, velocity, gradient, learning_rate, momentum: float, nesterov: bool) -> None:

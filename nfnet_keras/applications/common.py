@@ -83,6 +83,7 @@ class Top:
         drop_rate: Dropout before the classifier, in [0, 1).
         features: Whether the outputs are those of the four stages, and nothing comes behind them.
         kernel_initializer: Initializer of the classifier; `None` for the authors' N(0, 0.01^2).
+        remat: Whether training recomputes the blocks.
     """
 
     include_top: bool
@@ -92,6 +93,7 @@ class Top:
     drop_rate: float
     features: bool
     kernel_initializer: str | None = None
+    remat: bool = False
 
     def __post_init__(self):
         check_rate("drop_rate", self.drop_rate)
@@ -156,6 +158,7 @@ def finish(
     outputs = outputs if top.features else top(last(outputs[-1]))
     model = NormalizerFreeModel(inputs, outputs, name=name or variant.name)
     model.metadata = describe(variant, model)
+    model.remat = top.remat
     if source is not None:
         load_weights(model, source)
     return model

@@ -50,6 +50,7 @@ def replace_head(
     features = last._inbound_nodes[outputs[0]._keras_history.node_index].input_tensors[0]
     head = classifier(classes, classifier_activation)
     result = NormalizerFreeModel(_inputs(model), head(features), name=name or model.name)
+    result.remat = getattr(model, "remat", False)
     metadata = getattr(model, "metadata", {})
     result.metadata = {key: value for key, value in metadata.items() if key not in _OF_CLASSES}
     return result

@@ -216,8 +216,26 @@ def flip_batch(images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         TensorShape([2, 8, 8, 3])
     """
     tf = tensorflow()
-    chosen = uniform(key, [images.shape[0], 1, 1, 1]) < 0.5
+    chosen = flips(key, images.shape[0])[:, None, None, None]
     return tf.where(chosen, tf.reverse(images, [2]), images)
+
+
+def flips(key: tf.Tensor, count: int) -> tf.Tensor:
+    """Draw which images `flip_batch` mirrors.
+
+    Args:
+        key: An int64 key of shape (2,).
+        count: How many images.
+
+    Returns:
+        Booleans of shape (count,).
+
+    Example:
+        >>> from nfnet_keras.data import augment, randomness
+        >>> augment.flips(randomness.key(0, 3, 0), 4).shape
+        TensorShape([4])
+    """
+    return uniform(key, [count]) < 0.5
 
 
 def _warp(images: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:

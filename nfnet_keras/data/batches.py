@@ -16,16 +16,14 @@ from nfnet_keras.data.errors import DataError
 from nfnet_keras.data.evaluation import Preprocessing
 from nfnet_keras.data.images import MEAN_RGB, STDDEV_RGB, normalize, resize, resize_arrays
 from nfnet_keras.data.mixing import mix
-from nfnet_keras.data.randaugment import randaugment
+from nfnet_keras.data.pairs import by_image, image_batches
+from nfnet_keras.data.randaugment import AT_ONCE, randaugment
 from nfnet_keras.data.records import Records
 from nfnet_keras.data.splits import Split, check_labels
 from nfnet_keras.data.streams import PathStream, Plan, RecordStream
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-# Images that go through RandAugment together, on one thread.
-_DISTORTED_AT_ONCE = 8
 
 
 def steps_per_epoch(split: Split | Records, batch_size: int) -> int:
@@ -139,14 +137,9 @@ def training_batches(
     plan = Plan(len(split), batch, steps, seed, passes, first_epoch, first_step, epochs, shard, shards)
 
     if isinstance(split, Split) and split.paths is None:
-        samples = _array_samples(split, plan, image_size, augment)
+        dataset = _finished(_array_samples(split, plan, image_size, augment), plan, image_size, classes, augment)
     else:
-        samples = _encoded_samples(split, plan, image_size, augment, classes, ledger, cache, antialias)
-    parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
-    dataset = samples.map(_mixture(plan, image_size, classes, augment), **parallel)
-    if augment.randaugment_layers:
-        dataset = _distorted(dataset, plan, augment)
-    dataset = dataset.map(lambda images, labels, *_: (normalize(images), labels), **parallel)
+        dataset = _encoded(split, plan, image_size, augment, classes, ledger, cache, antialias)
     count = tf.data.INFINITE_CARDINALITY if epochs is None else epochs * steps - first_step
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
     return dataset.prefetch(tf.data.AUTOTUNE)
@@ -249,13 +242,13 @@ def _array_samples(split: Split, plan: Plan, image_size: int, augment: Augment) 
         chosen = tf.cast(tf.gather(images, rows), tf.float32)
         chosen = tf.ensure_shape(chosen, (plan.own, image_size, image_size, 3))
         if augment.min_area < 1.0:
-            chosen = crop_batch(chosen, _key(plan, randomness.CROP, epoch, step), augment.min_area)
+            chosen = crop_batch(chosen, plan.key(randomness.CROP, epoch, step), augment.min_area)
         return chosen, tf.gather(labels, rows), epoch, step
 
     return plan.places().map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def _encoded_samples(
+def _encoded(
     split: Split | Records,
     plan: Plan,
     image_size: int,
@@ -270,7 +263,20 @@ def _encoded_samples(
         return resize(decode_crop(content, key, augment.min_area, image_size), image_size, antialias)
 
     stream = _stream(split, cache, ledger)
-    return decoded_batches(stream.shuffled(plan), stream, picture, image_size, classes, ledger)
+    order = stream.shuffled(plan)
+    if by_image(augment, image_size):
+        return image_batches(order, stream, picture, plan, image_size, classes, augment, ledger)
+    samples = decoded_batches(order, stream, picture, image_size, classes, ledger)
+    return _finished(samples, plan, image_size, classes, augment)
+
+
+def _finished(samples: tf.data.Dataset, plan: Plan, image_size: int, classes: int, augment: Augment) -> tf.data.Dataset:
+    """Mix, distort and normalise batches of samples."""
+    parallel = {"num_parallel_calls": tensorflow().data.AUTOTUNE, "deterministic": True}
+    dataset = samples.map(_mixture(plan, image_size, classes, augment), **parallel)
+    if augment.randaugment_layers:
+        dataset = _distorted(dataset, plan, augment)
+    return dataset.map(lambda images, labels, *_: (normalize(images), labels), **parallel)
 
 
 def _mixture(plan: Plan, image_size: int, classes: int, augment: Augment):
@@ -280,11 +286,11 @@ def _mixture(plan: Plan, image_size: int, classes: int, augment: Augment):
     def finish(images: tf.Tensor, numbers: tf.Tensor, epoch: tf.Tensor, step: tf.Tensor) -> tuple:
         images = tf.ensure_shape(images, (plan.own, image_size, image_size, 3))
         if int(augment.shift * image_size):
-            images = shift_batch(images, _key(plan, randomness.SHIFT, epoch, step), augment.shift)
+            images = shift_batch(images, plan.key(randomness.SHIFT, epoch, step), augment.shift)
         if augment.flip:
-            images = flip_batch(images, _key(plan, randomness.FLIP, epoch, step))
+            images = flip_batch(images, plan.key(randomness.FLIP, epoch, step))
         labels = tf.one_hot(tf.ensure_shape(numbers, (plan.own,)), classes, dtype=tf.float32)
-        return *mix(images, labels, augment, _key(plan, randomness.MIX, epoch, step)), epoch, step
+        return *mix(images, labels, augment, plan.key(randomness.MIX, epoch, step)), epoch, step
 
     return finish
 
@@ -295,13 +301,13 @@ def _distorted(dataset: tf.data.Dataset, plan: Plan, augment: Augment) -> tf.dat
     size = plan.batch // plan.shards
 
     def one(images: tf.Tensor, labels: tf.Tensor, epoch: tf.Tensor, step: tf.Tensor) -> tf.data.Dataset:
-        key = _key(plan, randomness.RANDAUGMENT, epoch, step)
+        key = plan.key(randomness.RANDAUGMENT, epoch, step)
 
         def distort(number: tf.Tensor, few: tf.Tensor) -> tf.Tensor:
             own = randomness.fold(key, number)
             return randaugment(few, own, augment.randaugment_layers, augment.randaugment_magnitude)
 
-        parts = tf.data.Dataset.from_tensor_slices(images).batch(_DISTORTED_AT_ONCE).enumerate()
+        parts = tf.data.Dataset.from_tensor_slices(images).batch(AT_ONCE).enumerate()
         parts = parts.map(distort, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         whole = parts.unbatch().batch(size, drop_remainder=True)
         return whole.map(lambda images: (images, labels))
@@ -352,11 +358,6 @@ def _in_batches(tokens: tf.data.Dataset, size: int, own: int, shard: int, shards
         return tf.data.Dataset.from_tensor_slices(token).batch(size)
 
     return batches.enumerate().flat_map(divide)
-
-
-def _key(plan: Plan, purpose: int, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    """Make the key of what is drawn for the whole batch of a step on one host."""
-    return randomness.key(plan.seed, purpose, epoch, step * plan.shards + plan.shard)
 
 
 def _batch(split: Split | Records, batch_size: int) -> int:

@@ -111,7 +111,7 @@ def decoded_batches(
         A data set of (images, class numbers, epoch, step).
     """
     tf = tensorflow()
-    repair = _Repair(stream, classes, ledger)
+    repair = Repair(stream, classes, ledger)
     nothing = tf.zeros([0, image_size, image_size, 3]), tf.zeros([0], tf.int64), tf.zeros([0], tf.int64)
 
     def one(epoch: tf.Tensor, step: tf.Tensor, tokens: Any) -> tf.data.Dataset:
@@ -143,8 +143,15 @@ def decoded_batches(
     return batches.interleave(one, cycle_length=2, block_length=1, num_parallel_calls=2, deterministic=True)
 
 
-class _Repair:
-    """What is done in Python about a batch that is not whole."""
+class Repair:
+    """What is done in Python about a batch that is not whole.
+
+    Args:
+        stream: Where the images are.
+        classes: Number of classes.
+        ledger: Where broken images are written down. `None`: in one of its own, which ends the data set with
+            an error once there are too many.
+    """
 
     def __init__(self, stream: PathStream | RecordStream, classes: int, ledger: BrokenImages | None):
         self.stream, self.classes = stream, classes
@@ -186,6 +193,44 @@ class _Repair:
         if self.own:
             self.ledger.check()
         return np.searchsorted(numbers, np.arange(count)) % len(numbers)
+
+    def samples(
+        self,
+        picture: Callable[..., tf.Tensor],
+        made: np.ndarray,
+        labels: np.ndarray,
+        places: np.ndarray,
+        epoch: int,
+        step: int,
+        *tokens: np.ndarray,
+    ) -> np.ndarray:
+        """Choose a good sample for each place of a batch whose images are made of one or two samples.
+
+        Args:
+            picture: Makes a sample of (content, epoch, step, number in the batch).
+            made: The numbers of the images that were made.
+            labels: The class numbers of their samples, one or two an image.
+            places: The places of the samples of all images.
+            epoch: The epoch.
+            step: Its step.
+            tokens: What the stream finds all samples of the batch by.
+
+        Returns:
+            For each place, the place of the sample that is to stand there.
+        """
+        tf = tensorflow()
+        known = dict(zip(places[made].ravel().tolist(), labels.ravel().tolist(), strict=True))
+        for place in sorted(set(range(len(tokens[0]))) - set(known)):
+            try:
+                with tf.device("CPU:0"):
+                    content, label = self.stream.load(self.stream.token(*(column[place] for column in tokens)))
+                    picture(content, *(tf.constant(value, tf.int64) for value in (epoch, step, place)))
+            except (tf.errors.OpError, OSError, ValueError):
+                continue
+            known[place] = int(label)
+        numbers = np.array(sorted(known), np.int64)
+        rows = self.rows(numbers, np.array([known[number] for number in numbers], np.int64), *tokens)
+        return numbers[rows]
 
     def _why(self, token: list) -> str:
         tf = tensorflow()

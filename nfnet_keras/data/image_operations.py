@@ -15,6 +15,7 @@ after Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a R
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nfnet_keras.data._tensorflow import tensorflow
@@ -44,6 +45,10 @@ OPERATIONS = (
 
 _FULL = 10.0  # the magnitude of which the others are fractions
 _GREY = 128
+_FULL_TRANSLATION = 100.0
+# Within so much of half a pixel, single precision decides which pixel is nearest.
+_NEAR_A_TIE = 0.01
+_BELOW_HALF = 0.49999997
 
 
 def operate(
@@ -103,7 +108,9 @@ def operate(
         if centre is None:
             raise ValueError("Cutout needs the centre of its square; give centre=(row, column)")
         return _cutout(image, int(share * 40), centre)
-    return _move(name, image, share * sign)
+    if name == "Rotate":
+        return _rotate(image, share * sign)
+    return _move(name, image, share, sign)
 
 
 def _blend(start: tf.Tensor | float, image: tf.Tensor, factor: float) -> tf.Tensor:
@@ -135,11 +142,9 @@ def _sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
     real = tf.cast(image, tf.float32)[None]
     # Sums in integers would be exact, but then the truncation falls elsewhere than the authors'.
     smooth = tf.nn.depthwise_conv2d(real, tf.tile(kernel, [1, 1, 3, 1]), [1, 1, 1, 1], "SAME")[0]
-    size = tf.shape(image)
-    rows, columns = tf.range(size[0]), tf.range(size[1])
-    tall, wide = (rows > 0) & (rows < size[0] - 1), (columns > 0) & (columns < size[1] - 1)
-    inside = (tall[:, None] & wide[None, :])[..., None]
-    return tf.where(inside, _blend(tf.floor(smooth), image, factor), image)
+    sharp = _blend(tf.floor(smooth), image, factor)
+    middle = tf.concat([image[1:-1, :1], sharp[1:-1, 1:-1], image[1:-1, 1:][:, -1:]], axis=1)
+    return tf.ensure_shape(tf.concat([image[:1], middle, image[1:][-1:]], axis=0), image.shape)
 
 
 def _posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
@@ -150,76 +155,148 @@ def _posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
 
 def _solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
     tf = tensorflow()
-    return tf.where(image < tf.constant(threshold % 256, tf.uint8), image, 255 - image)
+    threshold %= 256
+    if threshold == 0:
+        return 255 - image
+    if threshold == 128:
+        return tf.minimum(image, 255 - image)
+    # A byte of ones inverts, and costs a tenth of tf.where on bytes.
+    return tf.bitwise.bitwise_xor(image, 255 * tf.cast(image >= tf.constant(threshold, tf.uint8), tf.uint8))
 
 
 def _solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
     tf = tensorflow()
-    most = tf.constant(255 - min(addition, 255), tf.uint8)
-    added = tf.minimum(image, most) + tf.constant(min(addition, 255), tf.uint8)
-    return tf.where(image < 128, added, image)
+    most = 255 - min(addition, 255)
+    dark = tf.cast(image < 128, tf.uint8)
+    # What is added, up to 255 in all; the levels below 128 all have room for up to 127.
+    added = min(addition, 255) if most >= 127 else 255 - tf.maximum(image, tf.constant(most, tf.uint8))
+    return image + dark * added
 
 
 def _autocontrast(image: tf.Tensor) -> tf.Tensor:
     """Stretch each channel to 0..255; a channel of one level stays."""
     tf = tensorflow()
-    real = tf.cast(image, tf.float32)
-    low, high = tf.reduce_min(real, axis=[0, 1]), tf.reduce_max(real, axis=[0, 1])
+    lines = _lines(image)
+    low, high = (tf.cast(_of_channels(image, over), tf.float32) for over in (tf.reduce_min, tf.reduce_max))
     flat = high <= low
     scale = tf.where(flat, 1.0, 255.0 / tf.where(flat, 1.0, high - low))
     offset = tf.where(flat, 0.0, -low * scale)
-    return tf.cast(tf.clip_by_value(real * scale + offset, 0.0, 255.0), tf.uint8)
+    columns = tf.shape(image)[1:2]
+    stretched = tf.cast(lines, tf.float32) * tf.tile(scale, columns) + tf.tile(offset, columns)
+    return tf.reshape(tf.cast(tf.clip_by_value(stretched, 0.0, 255.0), tf.uint8), tf.shape(image))
 
 
 def _equalize(image: tf.Tensor) -> tf.Tensor:
     """Spread the levels of each channel evenly, by a table made from its histogram."""
     tf = tensorflow()
-    places = tf.cast(image, tf.int32) + tf.constant([0, 256, 512])
-    counts = tf.reshape(tf.math.bincount(tf.reshape(places, [-1]), minlength=768, maxlength=768), [3, 256])
-    highest = tf.cast(tf.reduce_max(image, axis=[0, 1]), tf.int32)
+    places = tf.cast(_lines(image), tf.int32) + tf.tile(tf.constant([0, 256, 512]), tf.shape(image)[1:2])
+    counts = tf.raw_ops.Bincount(arr=tf.reshape(places, [-1]), size=768, weights=tf.zeros([0], tf.int32))
+    counts = tf.reshape(counts, [3, 256])
+    highest = tf.cast(_of_channels(image, tf.reduce_max), tf.int32)
     step = (tf.reduce_sum(counts, axis=1) - tf.gather(counts, highest, batch_dims=1))[:, None] // 255
     table = (tf.cumsum(counts, axis=1, exclusive=True) + step // 2) // tf.maximum(step, 1)
     # The lowest entry is 0 even where half a step would round up.
     table = tf.concat([tf.zeros([3, 1], tf.int32), tf.clip_by_value(table[:, 1:], 0, 255)], axis=1)
     table = tf.where(step == 0, tf.range(256)[None], table)
-    return tf.gather(tf.reshape(tf.cast(table, tf.uint8), [-1]), places)
+    equal = tf.gather(tf.reshape(tf.cast(table, tf.uint8), [-1]), places)
+    return tf.reshape(equal, tf.shape(image))
 
 
 def _cutout(image: tf.Tensor, reach: int, centre: tf.Tensor) -> tf.Tensor:
     """Fill the square of 2 * reach pixels around the centre; what is outside the image is lost."""
     tf = tensorflow()
-    size = tf.shape(image)
-    rows, columns = tf.range(size[0]), tf.range(size[1])
-    tall = (rows >= centre[0] - reach) & (rows < centre[0] + reach)
-    wide = (columns >= centre[1] - reach) & (columns < centre[1] + reach)
-    return tf.where((tall[:, None] & wide[None, :])[..., None], tf.constant(_GREY, tf.uint8), image)
+    size = tf.shape(image)[:2]
+    start, stop = tf.clip_by_value(centre - reach, 0, size), tf.clip_by_value(centre + reach, 0, size)
+    band = image[start[0] : stop[0]]
+    square = _grey(tf.concat([stop - start, [3]], axis=0))
+    band = tf.concat([band[:, : start[1]], square, band[:, stop[1] :]], axis=1)
+    return tf.ensure_shape(tf.concat([image[: start[0]], band, image[stop[0] :]], axis=0), image.shape)
 
 
-def _move(name: str, image: tf.Tensor, share: tf.Tensor | float) -> tf.Tensor:
-    """Rotate, shear or translate; the value is that of the nearest pixel."""
+def _lines(image: tf.Tensor) -> tf.Tensor:
+    """Make (H, 3 W) of (H, W, 3): what is done with a row of 3 W values is much faster than with one of 3."""
     tf = tensorflow()
-    one, zero = tf.constant(1.0), tf.constant(0.0)
-    share = tf.convert_to_tensor(share, tf.float32)
-    if name == "Rotate":
-        angle = share * 30.0 * (math.pi / 180.0)
-        cos, sin = tf.cos(angle), tf.sin(angle)
-        last = tf.cast(tf.shape(image)[:2], tf.float32) - 1.0
-        right = (last[1] - (cos * last[1] - sin * last[0])) / 2.0
-        down = (last[0] - (sin * last[1] + cos * last[0])) / 2.0
-        transform = [cos, -sin, right, sin, cos, down, zero, zero]
+    return tf.reshape(image, [tf.shape(image)[0], -1])
+
+
+def _of_channels(image: tf.Tensor, over: Callable[..., tf.Tensor]) -> tf.Tensor:
+    """Reduce to one value a channel, by columns first."""
+    return over(tensorflow().reshape(over(_lines(image), axis=0), [-1, 3]), axis=0)
+
+
+def _grey(shape: tf.Tensor) -> tf.Tensor:
+    tf = tensorflow()
+    return tf.fill(shape, tf.constant(_GREY, tf.uint8))
+
+
+def _translate(image: tf.Tensor, axis: int, pixels: int, sign: tf.Tensor | float) -> tf.Tensor:
+    """Move by whole pixels: a cut and a strip of grey."""
+    tf = tensorflow()
+    shape = tf.unstack(tf.shape(image))
+    whole, rest = tf.minimum(pixels, shape[axis]), shape[axis] - tf.minimum(pixels, shape[axis])
+    shape[axis] = whole
+    strip = _grey(tf.stack(shape))
+    moved = tf.cond(
+        tf.convert_to_tensor(sign, tf.float32) > 0.0,
+        lambda: tf.concat([tf.split(image, [whole, rest], axis)[1], strip], axis),
+        lambda: tf.concat([strip, tf.split(image, [rest, whole], axis)[0]], axis),
+    )
+    return tf.ensure_shape(moved, image.shape)
+
+
+def _move(name: str, image: tf.Tensor, magnitude: float, sign: tf.Tensor | float) -> tf.Tensor:
+    """Shear or translate; the value is that of the nearest pixel."""
+    tf = tensorflow()
+    pixels = magnitude * _FULL_TRANSLATION
+    if name.startswith("Translate") and abs(pixels % 1.0 - 0.5) > _NEAR_A_TIE:
+        return _translate(image, 1 if name == "TranslateX" else 0, round(pixels), sign)
+    size = tf.shape(image)
+    y = tf.cast(tf.range(size[0]), tf.float32)[:, None]
+    x = tf.cast(tf.range(size[1]), tf.float32)[None, :]
+    share = tf.convert_to_tensor(magnitude * sign, tf.float32)
+    if name == "ShearX":
+        x = x + share * 0.3 * y
+    elif name == "ShearY":
+        y = share * 0.3 * x + y
+    elif name == "TranslateX":
+        x = x + share * _FULL_TRANSLATION
     else:
-        transform = {
-            "ShearX": [one, share * 0.3, zero, zero, one, zero, zero, zero],
-            "ShearY": [one, zero, zero, share * 0.3, one, zero, zero, zero],
-            "TranslateX": [one, zero, share * 100.0, zero, one, zero, zero, zero],
-            "TranslateY": [one, zero, zero, zero, one, share * 100.0, zero, zero],
-        }[name]
+        y = y + share * _FULL_TRANSLATION
+    return _taken(image, y, x)
+
+
+def _rotate(image: tf.Tensor, share: tf.Tensor | float) -> tf.Tensor:
+    """Rotate about the centre; the value is that of the nearest pixel."""
+    tf = tensorflow()
+    zero = tf.constant(0.0)
+    angle = tf.convert_to_tensor(share, tf.float32) * 30.0 * (math.pi / 180.0)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    last = tf.cast(tf.shape(image)[:2], tf.float32) - 1.0
+    right = (last[1] - (cos * last[1] - sin * last[0])) / 2.0
+    down = (last[0] - (sin * last[1] + cos * last[0])) / 2.0
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None],
-        transforms=tf.stack(transform)[None],
+        transforms=tf.stack([cos, -sin, right, sin, cos, down, zero, zero])[None],
         output_shape=tf.shape(image)[:2],
         fill_value=float(_GREY),
         interpolation="NEAREST",
         fill_mode="CONSTANT",
     )[0]
     return tf.ensure_shape(moved, image.shape)
+
+
+def _taken(image: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Take the nearest pixels to places of shapes that broadcast to (H, W); outside is a frame of grey."""
+    tf = tensorflow()
+    size = tf.shape(image)
+    sides = _grey(tf.stack([size[0], 1, 3]))
+    ends = _grey(tf.stack([1, size[1] + 2, 3]))
+    framed = tf.concat([ends, tf.concat([sides, image, sides], axis=1), ends], axis=0)
+
+    def number(places: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        inside = tf.clip_by_value(places, -1.0, tf.cast(count, tf.float32))
+        # Halves go up, and the number next to one half does not.
+        return tf.cast(tf.floor(inside + _BELOW_HALF), tf.int32) + 1
+
+    places = number(y, size[0]) * (size[1] + 2) + number(x, size[1])
+    return tf.ensure_shape(tf.gather(tf.reshape(framed, [-1, 3]), places), image.shape)

@@ -56,12 +56,8 @@ def mix(images: tf.Tensor, labels: tf.Tensor, augment: Augment, key: tf.Tensor) 
             raise ValueError(
                 f"mix_from_twice makes pairs of twice the batch: give an even number of samples, got {count}"
             )
-        half = _half(augment, count // 2)
-        shares = beta(fold(key, _MIXUP), half, augment.mixup) if half else tf.zeros([0])
-        masks = tf.zeros([0, *images.shape[1:3], 1])
-        if half < count // 2:
-            masks = cutmix_masks(fold(key, _CUTMIX), count // 2 - half, images.shape[1], augment.cutmix)
-        return mix_pairs(images, labels, shares, masks)
+        shares, boxes = _drawn(key, count // 2, images.shape[1], augment)
+        return mix_pairs(images, labels, shares, _masks(boxes, images.shape[1]))
     half = _half(augment, count)
     own, other = (images, labels), (tf.roll(images, 1, axis=0), tf.roll(labels, 1, axis=0))
     parts = []
@@ -101,12 +97,12 @@ def mix_pairs(images: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor, masks: tf
     tf = tensorflow()
     runs = [shares.shape[0]] * 2 + [masks.shape[0]] * 2
     blended, partners, inner, outer = tf.split(images, runs)
-    up = _lerp(blended, partners, shares[:, None, None, None])
-    cut = _lerp(inner, outer, masks)
+    up = blend(blended, partners, shares[:, None, None, None])
+    cut = blend(inner, outer, masks)
     kept = tf.concat([shares, tf.reduce_mean(masks, axis=[1, 2, 3])], axis=0)[:, None]
     blended, partners, inner, outer = tf.split(labels, runs)
     own, other = tf.concat([blended, inner], axis=0), tf.concat([partners, outer], axis=0)
-    return tf.concat([up, cut], axis=0), _lerp(own, other, kept)
+    return tf.concat([up, cut], axis=0), blend(own, other, kept)
 
 
 def cutmix_masks(key: tf.Tensor, count: int, side: int, alpha: float) -> tf.Tensor:
@@ -131,10 +127,74 @@ def cutmix_masks(key: tf.Tensor, count: int, side: int, alpha: float) -> tf.Tens
         >>> mixing.cutmix_masks(randomness.key(0, 4, 0), 3, 8, 1.0).shape
         TensorShape([3, 8, 8, 1])
     """
+    return _masks(_boxes(key, count, side, alpha), side)
+
+
+def pairs_of_twice(key: tf.Tensor, count: int, side: int, augment: Augment) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Draw what `mix` draws with `mix_from_twice`, for images that are made one by one.
+
+    Args:
+        key: An int64 key of shape (2,).
+        count: Images that come out, B.
+        side: Side of the images in pixels.
+        augment: Its `mixup` and `cutmix` are used.
+
+    Returns:
+        For each image the places of its two samples, int64 (B, 2); the share of the first, float32 (B,); for
+        the last C of them, those of CutMix, the boxes int32 (C, 2, 2): start and stop of rows and columns.
+
+    Example:
+        >>> from nfnet_keras.data import Augment, mixing, randomness
+        >>> augment = Augment(mixup=0.2, cutmix=1.0, mix_from_twice=True)
+        >>> mixing.pairs_of_twice(randomness.key(0, 4, 0), 4, 8, augment)[0].numpy().tolist()
+        [[0, 2], [1, 3], [4, 6], [5, 7]]
+    """
     tf = tensorflow()
-    reach = tf.floor(side * tf.sqrt(1.0 - beta(fold(key, 0), count, alpha))) // 2.0
-    centre = tf.floor(side * uniform(fold(key, 1), [count, 2]))
-    return tf.cast(_inside(centre - reach[:, None], centre + reach[:, None], side), tf.float32)
+    shares, boxes = _drawn(key, count, side, augment)
+    blended, cut = shares.shape[0], boxes.shape[0]
+    first = tf.concat([tf.range(blended), 2 * blended + tf.range(cut)], axis=0)
+    partner = first + tf.concat([tf.fill([blended], blended), tf.fill([cut], cut)], axis=0)
+    boxes = tf.cast(tf.clip_by_value(boxes, 0.0, float(side)), tf.int32)
+    areas = tf.reduce_prod(tf.cast(boxes[:, 1] - boxes[:, 0], tf.float32), axis=1)
+    kept = tf.concat([shares, areas / float(side * side)], axis=0)
+    return tf.cast(tf.stack([first, partner], axis=1), tf.int64), kept, boxes
+
+
+def blend(own: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """Go from `other` to `own` by `share`, which is broadcast.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from nfnet_keras.data import mixing
+        >>> float(mixing.blend(tf.constant(4.0), tf.constant(8.0), tf.constant(0.25)))
+        7.0
+    """
+    return share * own + (1.0 - share) * other
+
+
+def paste(own: tf.Tensor, other: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
+    """Lay a box of `own` over `other`, by copying.
+
+    Args:
+        own: Of shape (S, S, 3).
+        other: Of the same shape.
+        box: int32 of shape (2, 2): start and stop of rows and columns.
+
+    Returns:
+        A tensor of the same shape.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from nfnet_keras.data import mixing
+        >>> box = tf.constant([[0, 0], [1, 2]])
+        >>> mixing.paste(tf.ones((2, 2, 3)), tf.zeros((2, 2, 3)), box)[..., 0].numpy().tolist()
+        [[1.0, 1.0], [0.0, 0.0]]
+    """
+    tf = tensorflow()
+    (top, left), (bottom, right) = (tf.unstack(corner) for corner in tf.unstack(box))
+    band = [other[top:bottom, :left], own[top:bottom, left:right], other[top:bottom, right:]]
+    pasted = tf.concat([other[:top], tf.concat(band, axis=1), other[bottom:]], axis=0)
+    return tf.ensure_shape(pasted, own.shape)
 
 
 def mixup(own: Pair, other: Pair, alpha: float, key: tf.Tensor) -> Pair:
@@ -158,8 +218,8 @@ def mixup(own: Pair, other: Pair, alpha: float, key: tf.Tensor) -> Pair:
     """
     tf = tensorflow()
     share = beta(key, own[0].shape[0], alpha)[:, None]
-    images = _lerp(own[0], other[0], share[:, :, None, None])
-    return tf.ensure_shape(images, own[0].shape), _lerp(own[1], other[1], share)
+    images = blend(own[0], other[0], share[:, :, None, None])
+    return tf.ensure_shape(images, own[0].shape), blend(own[1], other[1], share)
 
 
 def cutmix(own: Pair, other: Pair, alpha: float, key: tf.Tensor) -> Pair:
@@ -204,8 +264,27 @@ def _half(augment: Augment, count: int) -> int:
     return count // 2 if augment.cutmix else count
 
 
-def _lerp(own: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    return share * own + (1.0 - share) * other
+def _drawn(key: tf.Tensor, count: int, side: int, augment: Augment) -> Pair:
+    """Draw the shares of MixUp and the boxes of CutMix for `count` images of twice the samples."""
+    tf = tensorflow()
+    half = _half(augment, count)
+    shares = beta(fold(key, _MIXUP), half, augment.mixup) if half else tf.zeros([0])
+    boxes = tf.zeros([0, 2, 2])
+    if half < count:
+        boxes = _boxes(fold(key, _CUTMIX), count - half, side, augment.cutmix)
+    return shares, boxes
+
+
+def _boxes(key: tf.Tensor, count: int, side: int, alpha: float) -> tf.Tensor:
+    """Draw boxes, not cut off at the border: (count, 2, 2), start and stop of rows and columns."""
+    tf = tensorflow()
+    reach = tf.floor(side * tf.sqrt(1.0 - beta(fold(key, 0), count, alpha))) // 2.0
+    centre = tf.floor(side * uniform(fold(key, 1), [count, 2]))
+    return tf.stack([centre - reach[:, None], centre + reach[:, None]], axis=1)
+
+
+def _masks(boxes: tf.Tensor, side: int) -> tf.Tensor:
+    return tensorflow().cast(_inside(boxes[:, 0], boxes[:, 1], side), tensorflow().float32)
 
 
 def _inside(start: tf.Tensor, stop: tf.Tensor, side: int) -> tf.Tensor:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 _OPERATION, _SIGN, _CENTRE = range(3)
 
+# Images of a batch that go through RandAugment together, on one thread. A resumed run draws by it: never change it.
+AT_ONCE = 8
+
 
 def randaugment(images: tf.Tensor, key: tf.Tensor, layers: int, magnitude: float) -> tf.Tensor:
     """Do `layers` random operations to each image, one after the other.
@@ -49,22 +52,65 @@ def randaugment(images: tf.Tensor, key: tf.Tensor, layers: int, magnitude: float
     if images.dtype != tf.uint8:
         images = tf.cast(tf.clip_by_value(images, 0.0, 255.0), tf.uint8)
 
-    def distort(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        image, number = pair
-        chosen, signs, centres = draws(fold(key, number), layers, tf.shape(image)[:2])
-
-        def layer(step: tf.Tensor, current: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            arguments = current, magnitude, signs[step], centres[step]
-            branches = [lambda name=name: operate(name, *arguments) for name in OPERATIONS]
-            return step + 1, tf.switch_case(chosen[step], branches)
-
-        # A loop, and not one copy of the branches a layer: the graph is traced `layers` times faster.
-        return tf.while_loop(lambda step, _: step < layers, layer, [tf.constant(0), image])[1]
-
     numbers = tf.range(tf.shape(images)[0])
     spec = tf.TensorSpec(images.shape[1:], tf.uint8)
-    distorted = tf.map_fn(distort, (images, numbers), fn_output_signature=spec)
+    distorted = tf.map_fn(
+        lambda pair: distort(pair[0], fold(key, pair[1]), layers, magnitude),
+        (images, numbers),
+        fn_output_signature=spec,
+    )
     return tf.ensure_shape(tf.cast(distorted, tf.float32), images.shape)
+
+
+def distort(image: tf.Tensor, key: tf.Tensor, layers: int, magnitude: float) -> tf.Tensor:
+    """Do `layers` random operations to one image; see `randaugment`.
+
+    Args:
+        image: uint8 of shape (H, W, 3).
+        key: An int64 key of shape (2,), of this image alone.
+        layers: Operations an image.
+        magnitude: Their strength, 0 to 30.
+
+    Returns:
+        uint8 of the same shape.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from nfnet_keras.data import randomness
+        >>> from nfnet_keras.data.randaugment import distort
+        >>> distort(tf.zeros((8, 8, 3), tf.uint8), randomness.key(0, 5, 0), 1, 5.0).shape
+        TensorShape([8, 8, 3])
+    """
+    tf = tensorflow()
+    chosen, signs, centres = draws(key, layers, tf.shape(image)[:2])
+
+    def layer(step: tf.Tensor, current: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        arguments = current, magnitude, signs[step], centres[step]
+        branches = [lambda name=name: operate(name, *arguments) for name in OPERATIONS]
+        return step + 1, tf.switch_case(chosen[step], branches)
+
+    # A loop, and not one copy of the branches a layer: the graph is traced `layers` times faster.
+    return tf.while_loop(lambda step, _: step < layers, layer, [tf.constant(0), image])[1]
+
+
+def key_in_batch(key: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """Make the key of an image of a batch, which goes through RandAugment `AT_ONCE` images at a time.
+
+    Args:
+        key: An int64 key of shape (2,), of the batch.
+        number: Scalar int64, the number of the image in the batch.
+
+    Returns:
+        An int64 key of shape (2,).
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from nfnet_keras.data import randomness
+        >>> from nfnet_keras.data.randaugment import key_in_batch
+        >>> key_in_batch(randomness.key(0, 5, 0), tf.constant(9)).shape
+        TensorShape([2])
+    """
+    return fold(fold(key, number // AT_ONCE), number % AT_ONCE)
 
 
 def draws(key: tf.Tensor, layers: int, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -80,6 +80,10 @@ class Plan:
         """Place in the epoch, over all hosts, of the image with a number in this host's part of a step."""
         return step * self.passes * self.batch + self.shard * self.own + number
 
+    def key(self, purpose: int, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Make the key of what is drawn for the whole batch of a step on this host."""
+        return randomness.key(self.seed, purpose, epoch, step * self.shards + self.shard)
+
     def places(self) -> tf.data.Dataset:
         """Give (epoch, step, rows of the split) for every step, in order; the rows are this host's."""
         tf = tensorflow()

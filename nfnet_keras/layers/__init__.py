@@ -3,6 +3,7 @@
 from nfnet_keras.layers.activations import ACTIVATION_GAINS, ScaledActivation
 from nfnet_keras.layers.channel_attention import EfficientChannelAttention
 from nfnet_keras.layers.dropout import Dropout
+from nfnet_keras.layers.grouped_conv2d import GroupedConv2D
 from nfnet_keras.layers.pooling import SymmetricMaxPooling2D
 from nfnet_keras.layers.residual import SkipGain, StochasticDepth
 from nfnet_keras.layers.squeeze_excite import SqueezeExcite
@@ -12,6 +13,7 @@ __all__ = [
     "ACTIVATION_GAINS",
     "Dropout",
     "EfficientChannelAttention",
+    "GroupedConv2D",
     "ScaledActivation",
     "SkipGain",
     "SqueezeExcite",

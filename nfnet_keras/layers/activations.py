@@ -7,6 +7,8 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
+from nfnet_keras.layers.devices import trains_as_graph_on_cpu
+
 # Gain of each nonlinearity: 1 / sqrt(Var[f(z)]), z ~ N(0, 1), as the authors measured and published it. They are
 # copied to the last digit because trained weights depend on them.
 ACTIVATION_GAINS: dict[str, float] = {
@@ -54,6 +56,10 @@ def _gelu(x):
     if keras.backend.backend() == "tensorflow" and ops.is_tensor(x):
         return _gelu_of_sigmoid(ops.copy(x))
     return ops.gelu(x, approximate=True)
+
+
+def _exact_gelu(x):
+    return ops.gelu(x, approximate=False)
 
 
 _FUNCTIONS: dict[str, Callable] = {
@@ -127,10 +133,15 @@ class ScaledActivation(keras.layers.Layer):
         self.gain = gain
         self.approximate = approximate
 
-    def call(self, inputs):
+    def call(self, inputs, training=False):
         factor = (ACTIVATION_GAINS[self.activation] if self.gain is None else self.gain) * self.scale
         exact_gelu = self.activation == "gelu" and not self.approximate
-        outputs = ops.gelu(inputs, approximate=False) if exact_gelu else _FUNCTIONS[self.activation](inputs)
+        function = _exact_gelu if exact_gelu else _FUNCTIONS[self.activation]
+        if training and trains_as_graph_on_cpu(inputs):
+            from nfnet_keras import tensorflow_fusion
+
+            return tensorflow_fusion.scaled(function, inputs, factor)
+        outputs = function(inputs)
         return outputs if factor == 1.0 else ops.multiply(outputs, factor)
 
     def compute_output_shape(self, input_shape):

@@ -14,9 +14,8 @@ class ReplicaSeed(keras.random.SeedGenerator):
 
     Example:
 
-    >>> seed = ReplicaSeed(keras.random.SeedGenerator(7))
-    >>> int(seed.next()[0])
-    7
+    >>> ReplicaSeed(keras.random.SeedGenerator(7)).generator.next().shape == (2,)
+    True
     """
 
     # An odd number far from the small ones that seeds and counters are.
@@ -28,14 +27,23 @@ class ReplicaSeed(keras.random.SeedGenerator):
 
     def next(self, ordered: bool = True):
         seed = self.generator.next(ordered)
-        if keras.backend.backend() != "tensorflow":
-            return seed
         from nfnet_keras.tensorflow_step import replica_number
 
         number = replica_number()
         if number is None:
             return seed
         return seed + keras.ops.cast(keras.ops.stack([number * self._APART, 0 * number]), seed.dtype)
+
+
+def replica_seed(generator: keras.random.SeedGenerator) -> keras.random.SeedGenerator:
+    """Returns what to draw from: on TensorFlow other seeds on each replica, elsewhere the generator itself.
+
+    Example:
+
+    >>> replica_seed(keras.random.SeedGenerator(7)).next().shape == (2,)
+    True
+    """
+    return ReplicaSeed(generator) if keras.backend.backend() == "tensorflow" else generator
 
 
 @keras.saving.register_keras_serializable(package="nfnet_keras")
@@ -59,5 +67,5 @@ class Dropout(keras.layers.Dropout):
     def call(self, inputs, training=False):
         if not training or not self.rate > 0:
             return inputs
-        seed = ReplicaSeed(self.seed_generator)
+        seed = replica_seed(self.seed_generator)
         return keras.random.dropout(inputs, self.rate, noise_shape=self.noise_shape, seed=seed)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from nfnet_keras.layers.dropout import ReplicaSeed
+from nfnet_keras.layers.dropout import replica_seed
 
 
 @keras.saving.register_keras_serializable(package="nfnet_keras")
@@ -55,7 +55,7 @@ class StochasticDepth(keras.layers.Layer):
             return inputs
         shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
         # Drawn in float32: in bfloat16 the rate itself would be rounded.
-        kept = keras.random.uniform(shape, dtype="float32", seed=ReplicaSeed(self.seed_generator)) >= self.rate
+        kept = keras.random.uniform(shape, dtype="float32", seed=replica_seed(self.seed_generator)) >= self.rate
         factor = ops.cast(kept, "float32") / (1 - self.rate) if self.rescale else kept
         return ops.multiply(inputs, ops.cast(factor, inputs.dtype))
 

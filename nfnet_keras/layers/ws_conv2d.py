@@ -6,9 +6,8 @@ import math
 import keras
 from keras import ops
 
-# More groups than this are left to the backend's grouped convolution even on a CPU: the tensors of each group get too
-# small for a convolution of their own.
-MAX_SPLIT_GROUPS = 16
+from nfnet_keras.layers.devices import trains_as_graph_on_cpu
+from nfnet_keras.layers.grouped_conv2d import GroupedConv2D
 
 
 def standardize_kernel(kernel, gain=None, epsilon: float = 1e-4, variance_epsilon: float | None = None):
@@ -36,15 +35,20 @@ def standardize_kernel(kernel, gain=None, epsilon: float = 1e-4, variance_epsilo
     >>> bool(abs(keras.ops.sum(kernel[..., 0] ** 2) - 1) < 1e-4)
     True
     """
-    added = 0.0
-    if variance_epsilon is not None:
-        epsilon, added = 0.0, variance_epsilon * math.prod(kernel.shape[:-1])
+    epsilon, added = _floor(kernel.shape, epsilon, variance_epsilon)
     if gain is not None and keras.backend.backend() == "tensorflow" and ops.is_tensor(kernel):
         # A variable would be watched beside the arguments; what it holds is meant.
         kernel, gain = ops.copy(kernel), ops.copy(gain)
-        return _standardize_with_gradient(float(epsilon), float(added))(kernel, gain)
+        return _standardize_with_gradient(epsilon, added)(kernel, gain)
     centred, scale, _ = _centre_and_scale(kernel, epsilon, added)
     return ops.multiply(centred, scale if gain is None else ops.multiply(scale, gain))
+
+
+def _floor(shape, epsilon: float, variance_epsilon: float | None) -> tuple[float, float]:
+    """Returns what fan-in times variance is at least, and what is added to it."""
+    if variance_epsilon is None:
+        return float(epsilon), 0.0
+    return 0.0, float(variance_epsilon * math.prod(shape[:-1]))
 
 
 def _centre_and_scale(kernel, epsilon: float, added: float):
@@ -84,18 +88,8 @@ def _standardize_with_gradient(epsilon: float, added: float):
     return standardize
 
 
-def runs_on_cpu() -> bool:
-    """True where a grouped convolution as one op is slow to train and channels first is missing."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        return not (keras.distribution.list_devices("gpu") or keras.distribution.list_devices("tpu"))
-    if backend == "jax":
-        return all(name.startswith("cpu") for name in keras.distribution.list_devices())
-    return False
-
-
 @keras.saving.register_keras_serializable(package="nfnet_keras")
-class WSConv2D(keras.layers.Conv2D):
+class WSConv2D(GroupedConv2D):
     """2D convolution whose kernel is standardised at every call (scaled weight standardization).
 
     It takes every argument of `keras.layers.Conv2D`. The kernel that meets the input is
@@ -154,7 +148,6 @@ class WSConv2D(keras.layers.Conv2D):
         scale: float = 1.0,
         **kwargs,
     ):
-        args, kwargs, symmetric = _without_symmetric(args, kwargs)
         # Only where the caller did not give one by position (Conv2D's tenth argument) or by name.
         if len(args) < 8:
             kwargs.setdefault(
@@ -171,12 +164,6 @@ class WSConv2D(keras.layers.Conv2D):
         self.epsilon = epsilon
         self.variance_epsilon = variance_epsilon
         self.scale = scale
-        self.symmetric = symmetric
-        extents = [rate * (size - 1) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)]
-        # What PyTorch users write as padding: the two rules agree where the stride is 1 and the extent even.
-        self._pads = tuple((stride - 1 + extent) // 2 for stride, extent in zip(self.strides, extents, strict=True))
-        if symmetric and set(self.strides) == {1} and not any(extent % 2 for extent in extents):
-            self.padding = "same"
 
     def add_weight(self, *args, **kwargs):
         # Standardization in bfloat16 or float16 would lose the small differences that it is about.
@@ -196,52 +183,48 @@ class WSConv2D(keras.layers.Conv2D):
 
     def standardized_kernel(self):
         """Returns the kernel that convolves the input, in the layer's compute dtype."""
+        return self._standardized(in_one_pass=False)
+
+    def _standardized(self, in_one_pass: bool):
         gain = ops.cast(self.gain, self.kernel.dtype)
         if self.scale != 1.0:
             gain = ops.multiply(gain, self.scale)
-        kernel = standardize_kernel(self.kernel, gain, self.epsilon, self.variance_epsilon)
+        if in_one_pass:
+            from nfnet_keras import tensorflow_fusion
+
+            function = _standardize_with_gradient(*_floor(self.kernel.shape, self.epsilon, self.variance_epsilon))
+            kernel = tensorflow_fusion.standardized(function, ops.copy(self.kernel), gain)
+        else:
+            kernel = standardize_kernel(self.kernel, gain, self.epsilon, self.variance_epsilon)
         return ops.cast(kernel, self.compute_dtype)
 
-    def convolution_op(self, inputs, kernel):
-        kernel = self.standardized_kernel()
-        if self._pads_itself:
-            vertical, horizontal = ((pad, pad) for pad in self._pads)
-            last = self.data_format == "channels_last"
-            around = ((0, 0), vertical, horizontal, (0, 0)) if last else ((0, 0), (0, 0), vertical, horizontal)
-            inputs = ops.pad(inputs, around)
-        if not runs_on_cpu():
-            return super().convolution_op(inputs, kernel)
-        channels_first = self.data_format == "channels_first"
-        if channels_first:
-            # TensorFlow has no such convolution on a CPU.
-            inputs = ops.transpose(inputs, (0, 2, 3, 1))
-        outputs = self._convolve_on_cpu(inputs, kernel)
-        return ops.transpose(outputs, (0, 3, 1, 2)) if channels_first else outputs
+    def call(self, inputs, training=False):
+        fuses = training and trains_as_graph_on_cpu(inputs)
+        kernel = self._standardized(fuses and self._is_large)
+        if fuses and self._is_matrix_product:
+            from nfnet_keras.tensorflow_fusion import convolve_pixels
 
-    def _convolve_on_cpu(self, inputs, kernel):
-        options = {
-            "strides": list(self.strides),
-            "padding": self.padding,
-            "dilation_rate": self.dilation_rate,
-            "data_format": "channels_last",
-        }
-        if not 1 < self.groups <= MAX_SPLIT_GROUPS:
-            return ops.conv(inputs, kernel, **options)
-        pairs = zip(ops.split(inputs, self.groups, axis=-1), ops.split(kernel, self.groups, axis=-1), strict=True)
-        return ops.concatenate([ops.conv(x, w, **options) for x, w in pairs], axis=-1)
+            outputs = convolve_pixels(inputs, kernel, self.bias)
+            return outputs if self.activation is None else self.activation(outputs)
+        outputs = self.convolve(inputs, kernel, fuses)
+        if self.use_bias:
+            shape = (1, -1, 1, 1) if self.data_format == "channels_first" else (1, 1, 1, -1)
+            outputs = ops.add(outputs, ops.reshape(self.bias, shape))
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def convolution_op(self, inputs, kernel):
+        return self.convolve(inputs, self.standardized_kernel())
 
     @property
-    def _pads_itself(self) -> bool:
-        return self.symmetric and self.padding == "valid"
+    def _is_matrix_product(self) -> bool:
+        pointwise = self.kernel_size == self.strides == (1, 1) and not any(self._pads)
+        return pointwise and self.groups == 1 and self.data_format == "channels_last"
 
-    def compute_output_shape(self, input_shape):
-        if self._pads_itself:
-            axes = (1, 2) if self.data_format == "channels_last" else (2, 3)
-            input_shape = list(input_shape)
-            for axis, pad in zip(axes, self._pads, strict=True):
-                if input_shape[axis] is not None:
-                    input_shape[axis] += 2 * pad
-        return super().compute_output_shape(tuple(input_shape))
+    @property
+    def _is_large(self) -> bool:
+        from nfnet_keras import tensorflow_fusion
+
+        return math.prod(self.kernel.shape) >= tensorflow_fusion.MIN_KERNEL_SIZE
 
     @property
     def fan_in(self) -> int:
@@ -267,15 +250,4 @@ class WSConv2D(keras.layers.Conv2D):
             "epsilon": self.epsilon,
             "variance_epsilon": self.variance_epsilon,
             "scale": self.scale,
-            "padding": "symmetric" if self.symmetric else self.padding,
         }
-
-
-def _without_symmetric(args: tuple, kwargs: dict) -> tuple[tuple, dict, bool]:
-    """Takes `padding="symmetric"`, which Keras does not know, out of the arguments behind `kernel_size`."""
-    # Position 1 behind `kernel_size` is `padding`.
-    if len(args) > 1 and args[1] == "symmetric":
-        return (args[0], "valid", *args[2:]), kwargs, True
-    if kwargs.get("padding") == "symmetric":
-        return args, {**kwargs, "padding": "valid"}, True
-    return args, kwargs, False

@@ -111,7 +111,7 @@ class SGD_AGC(keras.optimizers.Optimizer):
         learning_rate = ops.cast(learning_rate, variable.dtype)
         gradient = ops.cast(gradient, variable.dtype)
         if self.weight_decay and len(variable.shape) > 1 and self._use_weight_decay(variable):
-            gradient = ops.add(gradient, ops.multiply(variable, self.weight_decay))
+            gradient = _with_decay(gradient, variable, self.weight_decay)
         if self.momentum:
             velocity = self.momentums[self._get_variable_index(variable)]
             if keras.backend.backend() == "tensorflow":
@@ -160,6 +160,14 @@ class SGD_AGC(keras.optimizers.Optimizer):
         if self.learning_rate_factors:
             config["learning_rate_factors"] = dict(self.learning_rate_factors)
         return {**config, **self.clipper.get_config()}
+
+
+def _with_decay(gradient, variable, weight_decay: float):
+    if keras.backend.backend() == "tensorflow":
+        from nfnet_keras.tensorflow_fusion import add_decay
+
+        return add_decay(gradient, variable, weight_decay)
+    return ops.add(gradient, ops.multiply(variable, weight_decay))
 
 
 def _checked_factors(factors: Mapping[str, float] | None) -> dict[str, float] | None:

@@ -95,6 +95,47 @@ def test_posterize_keeps_bits(magnitude, kept):
     assert np.array_equal(done("Posterize", image, magnitude), image >> (8 - kept) << (8 - kept))
 
 
+@pytest.mark.parametrize("magnitude", [0.0, 3.0, 5.0, 7.5, 10.0, 11.6, 15.0, 24.0, 30.0])
+def test_solarize_and_solarize_add_of_every_level(magnitude):
+    levels = np.arange(256).reshape(16, 16, 1).repeat(3, -1)
+    threshold, addition = int(magnitude / 10 * 256) % 256, int(magnitude / 10 * 110)
+    found = done("Solarize", levels.astype(np.uint8), magnitude)
+    assert np.array_equal(found, np.where(levels < threshold, levels, 255 - levels))
+    found = done("SolarizeAdd", levels.astype(np.uint8), magnitude)
+    assert np.array_equal(found, np.where(levels < 128, np.minimum(levels + addition, 255), levels))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("magnitude", [0.0, 0.33, 2.25, 2.2501, 4.7, 5.0, 9.0, 30.0])
+@pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
+def test_moves_take_the_pixels_that_tensorflow_takes(name, magnitude, sign, numbers):
+    image, share = numbers["image"], np.float32(magnitude / 10 * sign)
+    one, shear, pixels = np.float32(1), share * np.float32(0.3), share * np.float32(100)
+    transform = {
+        "ShearX": [one, shear, 0, 0, one, 0, 0, 0],
+        "ShearY": [one, 0, 0, shear, one, 0, 0, 0],
+        "TranslateX": [one, 0, pixels, 0, one, 0, 0, 0],
+        "TranslateY": [one, 0, 0, 0, one, pixels, 0, 0],
+    }
+    if name == "Rotate":
+        angle = share * 30 * np.pi / 180
+        centre = (np.array([image.shape[1], image.shape[0]]) - 1) / 2
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        offset = centre - turn @ centre
+        transform[name] = [*turn[0], offset[0], *turn[1], offset[1], 0, 0]
+    wanted = tf.raw_ops.ImageProjectiveTransformV3(
+        images=image[None],
+        transforms=tf.constant([transform[name]], tf.float32),
+        output_shape=image.shape[:2],
+        fill_value=128.0,
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+    )[0].numpy()
+    found = done(name, image, magnitude, sign)
+    # The product of a rotation may be rounded otherwise, which moves the few pixels that lie halfway.
+    assert (found != wanted).any(axis=-1).mean() <= (0.001 if name == "Rotate" else 0.0)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (2, 2), (3, 1)])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_tiny_images_keep_their_shape(name, shape):

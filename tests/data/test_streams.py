@@ -145,6 +145,7 @@ def test_a_host_with_files_of_its_own_keeps_them(records, values):
 def test_mixing_from_twice_reads_every_image_twice(split, values, monkeypatch):
     # Without the mixture, all images that go into it can be seen.
     monkeypatch.setattr(batches_module, "mix", lambda images, labels, augment, key: (images, labels))
+    monkeypatch.setattr(batches_module, "by_image", lambda augment, image_size: False)
     augment = Augment(flip=False, min_area=1.0, mixup=0.2, cutmix=1.0, mix_from_twice=True)
     batches = taken(training_batches(split, 3, 8, 8, augment, 0, epochs=1))
     assert [len(images) for images, _ in batches] == [16] * 3

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from nfnet_keras.layers import SkipGain, StochasticDepth
+from nfnet_keras.layers import Dropout, SkipGain, StochasticDepth
 
 
 def run(layer, x, **options) -> np.ndarray:
@@ -119,3 +119,10 @@ report(found)
         every = first + second
         assert all(every[i] != every[j] for i in range(6) for j in range(i)), name
         assert all(10 < sum(draw) < 54 for draw in every), name
+
+
+def test_dropout_in_training_on_every_backend():
+    x = np.ones((200, 50), "float32")
+    y = run(Dropout(0.25, seed=1), x, training=True)
+    assert abs((y == 0).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / x.size)
+    np.testing.assert_allclose(y[y != 0], 1 / 0.75, rtol=1e-6)

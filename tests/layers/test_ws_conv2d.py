@@ -161,7 +161,7 @@ def test_gain_takes_regularizer_and_constraint():
 
 @pytest.mark.parametrize("options", [{"groups": 4}, {"groups": 4, "strides": 2, "data_format": "channels_first"}])
 def test_split_groups_equal_the_grouped_op(monkeypatch, gradients, options):
-    module = "nfnet_keras.layers.ws_conv2d"
+    module = "nfnet_keras.layers.grouped_conv2d"
     if BACKEND == "tensorflow" and options.get("data_format"):
         pytest.skip("TensorFlow has no convolution with channels first on a CPU")
     layer = WSConv2D(24, 3, padding="same", **options)

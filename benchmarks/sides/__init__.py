@@ -1,0 +1,32 @@
+"""Programs that run one side of a comparison, each in an environment of its own; see `serving.py`."""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to run one case: a program, and what it is told.
+
+    Args:
+        name: What the table calls it. Ways of this package begin with "ours".
+        program: Module of the side's program in `benchmarks.sides`.
+        environment: Name of the environment that it runs in: a key of `benchmarks.environments.PEERS`, or "ours".
+        options: What the program is told beside the case: values that JSON has.
+        variables: Environment variables of its process.
+        precision: "float32" or "bfloat16".
+        arithmetic: "timm" or "authors": whose of the two close but different functions is computed. Outputs are
+            compared among ways of one arithmetic.
+    """
+
+    name: str
+    program: str
+    environment: str
+    options: Mapping = dataclasses.field(default_factory=dict)
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    precision: str = "float32"
+    arithmetic: str = "timm"
+
+    @property
+    def ours(self) -> bool:
+        return self.environment == "ours"

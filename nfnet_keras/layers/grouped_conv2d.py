@@ -1,0 +1,114 @@
+"""Convolution in groups, as one operation or as one a group, and with PyTorch's padding."""
+
+import keras
+from keras import ops
+
+from nfnet_keras.layers.devices import runs_on_cpu
+
+# More groups than this are left to the backend's grouped convolution even on a CPU: the tensors of each group get too
+# small for a convolution of their own.
+MAX_SPLIT_GROUPS = 16
+
+
+@keras.saving.register_keras_serializable(package="nfnet_keras")
+class GroupedConv2D(keras.layers.Conv2D):
+    """2D convolution that also pads as PyTorch does, and whose groups are quick on a CPU.
+
+    It takes every argument of `keras.layers.Conv2D`. A grouped convolution is one op on GPU and TPU. On a CPU
+    (TensorFlow, JAX) it is one ordinary convolution a group; the numbers are the same.
+
+    Args:
+        filters: Number of output channels.
+        kernel_size: Integer or pair: height and width of the kernel.
+        padding: `"valid"`, `"same"`, or `"symmetric"`, which pads both sides alike whatever the stride, as PyTorch
+            does: half the kernel's extent, rounded down. Defaults to `"valid"`.
+        **kwargs: All other arguments of `keras.layers.Conv2D`, with its defaults.
+
+    Call arguments:
+        inputs: Tensor of shape (batch, height, width, channels), or (batch, channels, height, width) with
+            `data_format="channels_first"`.
+
+    Returns:
+        Tensor of rank 4.
+
+    Raises:
+        ValueError: For the reasons of `keras.layers.Conv2D`.
+
+    Example:
+
+    >>> import nfnet_keras as nfk
+    >>> layer = nfk.layers.GroupedConv2D(16, 3, strides=2, padding="symmetric", groups=2)
+    >>> layer(keras.ops.ones((1, 32, 32, 8))).shape == (1, 16, 16, 16)
+    True
+    """
+
+    def __init__(self, filters: int, kernel_size: int | tuple[int, int], *args, **kwargs):
+        args, kwargs, symmetric = _without_symmetric(args, kwargs)
+        super().__init__(filters, kernel_size, *args, **kwargs)
+        self.symmetric = symmetric
+        extents = [rate * (size - 1) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)]
+        # What PyTorch users write as padding: the two rules agree where the stride is 1 and the extent even.
+        self._pads = tuple((stride - 1 + extent) // 2 for stride, extent in zip(self.strides, extents, strict=True))
+        if symmetric and set(self.strides) == {1} and not any(extent % 2 for extent in extents):
+            self.padding = "same"
+
+    def convolution_op(self, inputs, kernel):
+        return self.convolve(inputs, kernel)
+
+    def convolve(self, inputs, kernel, fuses: bool = False):
+        """Convolves with a kernel, on a CPU each group by itself; bias and activation are not applied."""
+        if self._pads_itself:
+            vertical, horizontal = ((pad, pad) for pad in self._pads)
+            last = self.data_format == "channels_last"
+            around = ((0, 0), vertical, horizontal, (0, 0)) if last else ((0, 0), (0, 0), vertical, horizontal)
+            inputs = ops.pad(inputs, around)
+        if not runs_on_cpu():
+            return super().convolution_op(inputs, kernel)
+        channels_first = self.data_format == "channels_first"
+        if channels_first:
+            # TensorFlow has no such convolution on a CPU.
+            inputs = ops.transpose(inputs, (0, 2, 3, 1))
+        outputs = self._convolve_on_cpu(inputs, kernel, fuses)
+        return ops.transpose(outputs, (0, 3, 1, 2)) if channels_first else outputs
+
+    def _convolve_on_cpu(self, inputs, kernel, fuses: bool):
+        options = {
+            "strides": list(self.strides),
+            "padding": self.padding,
+            "dilation_rate": self.dilation_rate,
+            "data_format": "channels_last",
+        }
+        if not 1 < self.groups <= MAX_SPLIT_GROUPS:
+            return ops.conv(inputs, kernel, **options)
+        if fuses:
+            from nfnet_keras.tensorflow_fusion import convolve_groups
+
+            return convolve_groups(inputs, kernel, self.groups, self.strides, self.padding, self.dilation_rate)
+        pairs = zip(ops.split(inputs, self.groups, axis=-1), ops.split(kernel, self.groups, axis=-1), strict=True)
+        return ops.concatenate([ops.conv(x, w, **options) for x, w in pairs], axis=-1)
+
+    @property
+    def _pads_itself(self) -> bool:
+        return self.symmetric and self.padding == "valid"
+
+    def compute_output_shape(self, input_shape):
+        if self._pads_itself:
+            axes = (1, 2) if self.data_format == "channels_last" else (2, 3)
+            input_shape = list(input_shape)
+            for axis, pad in zip(axes, self._pads, strict=True):
+                if input_shape[axis] is not None:
+                    input_shape[axis] += 2 * pad
+        return super().compute_output_shape(tuple(input_shape))
+
+    def get_config(self):
+        return {**super().get_config(), "padding": "symmetric" if self.symmetric else self.padding}
+
+
+def _without_symmetric(args: tuple, kwargs: dict) -> tuple[tuple, dict, bool]:
+    """Takes `padding="symmetric"`, which Keras does not know, out of the arguments behind `kernel_size`."""
+    # Position 1 behind `kernel_size` is `padding`.
+    if len(args) > 1 and args[1] == "symmetric":
+        return (args[0], "valid", *args[2:]), kwargs, True
+    if kwargs.get("padding") == "symmetric":
+        return args, {**kwargs, "padding": "valid"}, True
+    return args, kwargs, False

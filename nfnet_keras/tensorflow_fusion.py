@@ -1,0 +1,233 @@
+"""Passes over memory that XLA makes one of, where TensorFlow trains on a CPU.
+
+TensorFlow's graph runs an activation as seven operations, and each reads and writes the whole tensor; its gradient and
+the standardization of a kernel are no better. A convolution takes longer to compile with XLA and then is slower. So a
+training step stays a graph, and only what is bound by memory is compiled, function by function.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from nfnet_keras.layers.devices import runs_on_cpu
+
+# Below this number of elements a kernel stays in the cache, and compiling for its shape costs more than it ever saves.
+MIN_KERNEL_SIZE = 2**19
+
+
+def compiles(tensor) -> bool:
+    """Whether a compiled function is worth having for a tensor: in a graph, and with no size but the batch's unknown.
+
+    An image size that changes from batch to batch would be compiled for again and again.
+
+    Args:
+        tensor: `tf.Tensor`.
+
+    Returns:
+        `True` or `False`.
+
+    Example:
+
+    >>> compiles(tf.ones((2, 2)))
+    False
+    """
+    return not tf.executing_eagerly() and tensor.shape.rank is not None and None not in tensor.shape[1:]
+
+
+def _compiled(function: Callable) -> Callable:
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+@functools.cache
+def _pointwise(function: Callable) -> tuple[Callable, Callable]:
+    """Returns the compiled `function(x) * factor`, and its gradient from x, factor and the upstream gradient."""
+
+    def forward(x, factor):
+        return function(x) * factor
+
+    def backward(x, factor, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x) * factor
+        return tape.gradient(y, x, upstream)
+
+    return _compiled(forward), _compiled(backward)
+
+
+def scaled(function: Callable, x, factor: float):
+    """Computes `function(x) * factor` in one pass over memory, and its gradient in one more.
+
+    What is kept for the gradient is `x` alone.
+
+    Args:
+        function: Differentiable function of a tensor, element by element. One and the same object at every call: it is
+            compiled once for each.
+        x: Tensor for which `compiles` holds.
+        factor: Constant.
+
+    Returns:
+        Tensor of the shape of `x`.
+
+    Example:
+
+    >>> float(tf.function(lambda x: scaled(tf.nn.relu, x, 2.0))(tf.ones(())))
+    2.0
+    """
+    forward, backward = _pointwise(function)
+
+    @tf.custom_gradient
+    def run(x):
+        # A tensor, so that blocks that scale differently share one compiled function.
+        constant = tf.constant(factor, x.dtype)
+        return forward(x, constant), lambda upstream: backward(x, constant, upstream)
+
+    return run(tf.convert_to_tensor(x))
+
+
+@functools.cache
+def _kernel_functions(standardize: Callable) -> tuple[Callable, Callable]:
+    def forward(kernel, gain):
+        return standardize(kernel, gain)
+
+    def backward(kernel, gain, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch((kernel, gain))
+            y = standardize(kernel, gain)
+        return tape.gradient(y, (kernel, gain), upstream)
+
+    return _compiled(forward), _compiled(backward)
+
+
+def standardized(standardize: Callable, kernel, gain):
+    """Standardises a large kernel, and keeps nothing but the kernel for the gradient.
+
+    Args:
+        standardize: Function of a kernel and its gain. One and the same object at every call.
+        kernel: Tensor of shape (..., inputs, outputs).
+        gain: Tensor of shape (outputs,).
+
+    Returns:
+        Tensor of the shape of `kernel`.
+
+    Example:
+
+    >>> kernel, gain = tf.ones((1, 1, 2, 3)), tf.ones(3)
+    >>> standardized(tf.multiply, kernel, gain).shape
+    TensorShape([1, 1, 2, 3])
+    """
+    forward, backward = _kernel_functions(standardize)
+    shape = kernel.shape
+
+    @tf.custom_gradient
+    def run(rows, gain):
+        return forward(rows, gain), lambda upstream: backward(rows, gain, upstream)
+
+    # XLA sums the columns of a matrix several times as fast as the channels of a kernel.
+    rows = tf.reshape(tf.convert_to_tensor(kernel), (math.prod(shape[:-1]), shape[-1]))
+    return tf.reshape(run(rows, tf.convert_to_tensor(gain)), shape)
+
+
+@functools.cache
+def _decay() -> Callable:
+    return _compiled(lambda gradient, weights, weight_decay: gradient + weights * weight_decay)
+
+
+def add_decay(gradient, variable, weight_decay: float):
+    """Adds coupled weight decay to a gradient.
+
+    Args:
+        gradient: Tensor.
+        variable: `tf.Variable` or Keras variable of the same shape.
+        weight_decay: Factor on the weights.
+
+    Returns:
+        `gradient + weight_decay * variable`.
+
+    Example:
+
+    >>> float(add_decay(tf.constant(1.0), tf.Variable(2.0), 0.5))
+    2.0
+    """
+    gradient = tf.convert_to_tensor(gradient)
+    # The product waits for the gradient. It depends on nothing else, so TensorFlow would compute it for all weights as
+    # a step starts, and hold a copy of the network until the step ends.
+    with tf.control_dependencies([gradient]):
+        weights = tf.convert_to_tensor(variable)
+        constant = tf.constant(weight_decay, weights.dtype)
+        if runs_on_cpu() and compiles(gradient) and gradient.shape.num_elements() >= MIN_KERNEL_SIZE:
+            return _decay()(gradient, weights, constant)
+        return gradient + weights * constant
+
+
+def convolve_pixels(inputs, kernel, bias=None):
+    """A 1 x 1 convolution of stride 1 as the matrix product that it is.
+
+    The gradient of the convolution with respect to its kernel is slower by a third, and more on large images.
+
+    Args:
+        inputs: Tensor of shape (batch, height, width, channels).
+        kernel: Tensor of shape (1, 1, channels, filters).
+        bias: Tensor of shape (filters,), or `None`.
+
+    Returns:
+        Tensor of shape (batch, height, width, filters).
+
+    Example:
+
+    >>> convolve_pixels(tf.ones((1, 2, 2, 3)), tf.ones((1, 1, 3, 4)), tf.ones(4)).shape
+    TensorShape([1, 2, 2, 4])
+    """
+    channels, filters = kernel.shape[-2:]
+    product = tf.matmul(tf.reshape(inputs, (-1, channels)), tf.reshape(kernel, (channels, filters)))
+    if bias is not None:
+        # Here and not behind: TensorFlow makes one operation of a product and the bias that follows it.
+        product = tf.nn.bias_add(product, bias)
+    static = inputs.shape.as_list()[:-1]
+    if static.count(None) < 2:
+        return tf.reshape(product, [-1 if size is None else size for size in static] + [filters])
+    return tf.reshape(product, tf.concat([tf.shape(inputs)[:-1], [filters]], 0))
+
+
+def convolve_groups(inputs, kernel, groups: int, strides: Sequence[int], padding: str, dilation_rate: Sequence[int]):
+    """A grouped convolution as one operation, its gradient as one operation a group.
+
+    The gradient of the grouped operation is several times slower than that of its groups; forward it is faster, and
+    nothing is kept but its input.
+
+    Args:
+        inputs: Tensor of shape (batch, height, width, channels).
+        kernel: Tensor of shape (height, width, channels / groups, filters).
+        groups: Number of groups.
+        strides: Pair of strides.
+        padding: `"same"` or `"valid"`.
+        dilation_rate: Pair of dilation rates.
+
+    Returns:
+        Tensor of shape (batch, height, width, filters).
+
+    Example:
+
+    >>> convolve_groups(tf.ones((1, 4, 4, 4)), tf.ones((3, 3, 2, 6)), 2, (1, 1), "same", (1, 1)).shape
+    TensorShape([1, 4, 4, 6])
+    """
+    options = {"strides": [1, *strides, 1], "padding": padding.upper(), "dilations": [1, *dilation_rate, 1]}
+
+    @tf.custom_gradient
+    def run(inputs, kernel):
+        def gradient(upstream):
+            parts = (tf.split(inputs, groups, -1), tf.split(kernel, groups, -1), tf.split(upstream, groups, -1))
+            of_inputs, of_kernel = [], []
+            for x, w, dy in zip(*parts, strict=True):
+                of_inputs.append(
+                    tf.raw_ops.Conv2DBackpropInput(input_sizes=tf.shape(x), filter=w, out_backprop=dy, **options)
+                )
+                of_kernel.append(
+                    tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=w.shape, out_backprop=dy, **options)
+                )
+            return tf.concat(of_inputs, -1), tf.concat(of_kernel, -1)
+
+        return tf.raw_ops.Conv2D(input=inputs, filter=kernel, **options), gradient
+
+    return run(tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel))

@@ -1,0 +1,291 @@
+"""The programs that measure: their arithmetic, their protocol with sides of nothing, and how they fail."""
+
+import argparse
+import gzip
+import json
+import pathlib
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as program
+from benchmarks import environments, inference, parameters, results
+from benchmarks.protocol import SideError, Sides, in_turn
+from benchmarks.results import Requirement, Result
+from benchmarks.sides import Way, authors_side, kecam_side, ours, timm_side
+from benchmarks.training import all_ways
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def options(tmp_path):
+    return argparse.Namespace(
+        rounds=2, seed=0, quick=True, device="cpu", environments=tmp_path / "peers", authors=None, out=tmp_path / "out"
+    )
+
+
+def toy(name, **given):
+    return Way(name, "tests.toy_side", "ours", given)
+
+
+def start(sides, *ways, size=8, batch=4):
+    processes = [sides.start(way, "inference", model="toy") for way in ways]
+    inputs = parameters.write_inputs(sides.folder / "in.npz", batch, size, 10, 0)
+    return sides.feed([process for process in processes if process is not None], inputs)
+
+
+def cells(table, side):
+    row = next(line for line in table.splitlines() if line.startswith(f"| {side} "))
+    header = next(line for line in table.splitlines() if line.startswith("| side"))
+    return dict(zip(header.split(" | "), row.split(" | "), strict=True))
+
+
+def test_report_has_medians_ratios_and_shares():
+    table = results.report(
+        [
+            Result("matrix product 2 x 2", "slow, float32", "s", [4.0], 16e9),
+            Result("matrix product 2 x 2", "quick, float32", "s", [1.0, 9.0, 2.0], 16e9),
+            Result("case", "peer", "s", [6.0, 3.0, 5.0], 8e9, memory=20.0),
+            Result("case", "ours, slow", "s", [4.0], 8e9),
+            Result("case", "ours", "s", [2.0], 8e9, "a remark"),
+            Result("case", "peer, bfloat16", "s", [1.0]),
+            Result("case", "ours, no AGC", "s", [1.0]),
+            Result("case", "peer, no AGC", "s", [1.5]),
+        ],
+        [],
+    )
+    peer = cells(table.split("### case")[1], "peer")
+    assert (peer["median, s"], peer["range"], peer["times ours"]) == ("5", "3 to 6", "2.50")
+    # 1.6 GFLOP/s of the 8 that the quicker library reached in the median.
+    assert (peer["GFLOP/s"], peer["share of the matrix rate"], peer["peak memory, MiB"]) == ("2", "20%", "20")
+    case = table.split("### case")[1]
+    assert "2.00" in cells(case, "ours, slow")["times ours"]
+    assert cells(case, "peer, no AGC")["times ours"] == "1.50"
+    assert cells(case, "peer, bfloat16")["times ours"] == "", "bfloat16 has no side of ours to be held against"
+    assert "a remark" in case
+
+
+def test_report_tells_what_does_not_hold_and_what_did_not_run():
+    requirements = [Requirement("floor", 1.2, 1.15), Requirement("ceiling", 0.06, 0.05, at_most=True)]
+    table = results.report([Result("not run", "peer", "", [], note="no wheel")], requirements)
+    assert "| floor | 1.2 | >= 1.15 | yes |" in table
+    assert "| ceiling | 0.06 | <= 0.05 | NO |" in table
+    assert "- not run: peer: no wheel" in table
+
+
+def test_values_of_the_same_side_and_case_are_put_together():
+    found = results.merged([Result("c", "a", "s", [1.0]), Result("c", "b", "s", [5.0]), Result("c", "a", "s", [3.0])])
+    assert [(each.side, each.values) for each in found] == [("a", [1.0, 3.0]), ("b", [5.0])]
+
+
+def test_sides_take_turns_and_every_other_round_goes_backwards(options, tmp_path):
+    order = tmp_path / "order"
+    with Sides(options) as sides:
+        processes = start(sides, *(toy(letter, letter=letter, order=str(order)) for letter in "abc"))
+        order.write_text("")
+        times = in_turn(processes, 3, repeats=2, warmup=1)
+    assert order.read_text() == "aaabbbccc" + "cccbbbaaa" + "aaabbbccc"
+    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_times_are_those_of_the_work(options):
+    with Sides(options) as sides:
+        times = in_turn(start(sides, toy("a", seconds=0.03), toy("b")), 2)
+    assert min(times["a"]) >= 0.03 and max(times["b"]) < 0.03
+
+
+def test_a_side_that_refuses_or_dies_is_named_and_the_others_go_on(options, capsys):
+    with Sides(options) as sides:
+        processes = start(sides, toy("well"), toy("refuses", refuses=True), toy("dies", dies_at=3))
+        times = in_turn(processes, 2, sides=sides)
+        remarks = {each.side: each.note for each in sides.remarks() if each.case == "not run"}
+    assert list(times) == ["well"] and len(times["well"]) == 2
+    assert remarks["refuses (toy)"] == "ImportError: no such library"
+    assert "status 7: out of memory" in remarks["dies"]
+    assert "not run: dies: its process ended" in capsys.readouterr().err
+
+
+def test_a_side_that_hangs_is_ended(options):
+    with Sides(options) as sides:
+        (process,) = start(sides, toy("slow", seconds=0.2))
+        process.timeout = 0.05
+        with pytest.raises(SideError, match="no answer to 'time'"):
+            in_turn([process], 1)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="peaks cannot be reset on this system")
+def test_peak_memory_is_that_of_the_runs(options):
+    with Sides(options) as sides:
+        small, large = start(sides, toy("small"), toy("large", megabytes=200))
+        for process in (small, large):
+            process.ask("reset")
+            process.ask("time", repeats=1)
+        peaks = [process.ask("peak")["running"] for process in (small, large)]
+    assert 190 < peaks[1] - peaks[0] < 260
+
+
+def test_a_side_whose_outputs_differ_is_not_timed(options):
+    with Sides(options) as sides:
+        case = inference._Case(options, sides, "toy", 8)
+        processes = [
+            sides.start(way, "inference", model="toy")
+            for way in (
+                toy("first"),
+                toy("near", error=1e-6),
+                toy("far", error=1e-2),
+                toy("nowhere", error=float("nan")),
+            )
+        ]
+        agreeing = []
+        for batch in inference.BATCHES:
+            for process in sides.feed(processes, case.inputs[batch]):
+                agreeing.append((process.way.name, batch, case.agrees(process, batch)))
+        failures = sides.failures
+    assert [name for name, _, agrees in agreeing if agrees] == ["first", "near"] * 2
+    assert "its outputs differ by" in failures["far (toy, batch 8)"] and "nowhere (toy, batch 1)" in failures
+
+
+def trees():
+    read = [json.loads(gzip.decompress((GOLDEN / f"{kind}_trees.json.gz").read_bytes())) for kind in ("timm", "haiku")]
+    return read[0], read[1]
+
+
+def test_every_parameter_of_timm_has_its_place_in_the_authors_tree():
+    timm, haiku = trees()
+    names = [f"{module}.{name}".lstrip(".") for module, values in timm["dm_nfnet_f0"].items() for name in values]
+    found = [authors_side.haiku_name(name, [1, 2, 6, 3]) for name in names]
+    assert sorted(found) == sorted((module, name) for module, values in haiku["NFNet-F0"].items() for name in values)
+
+
+def test_parameters_of_timm_have_different_places_in_kecams_network():
+    timm, _ = trees()
+    for network, depth in (("dm_nfnet_f0", "stack3_block6_deep_4_conv"), ("eca_nfnet_l0", "stack1_block1_eca_conv1d")):
+        names = [f"{module}.{name}".lstrip(".") for module, values in timm[network].items() for name in values]
+        places = [kecam_side.layer_and_variable(name) for name in names]
+        assert len(set(places)) == len(places)
+        assert (depth, "kernel") in places and ("predictions", "bias") in places
+
+
+def test_timms_kernels_are_turned_for_tensorflow():
+    kernel = np.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7)
+    for turn in (kecam_side._from_timm, authors_side._from_timm):
+        assert turn(kernel, (5, 7, 3, 2))[4, 6, 2, 1] == kernel[1, 2, 4, 6]
+        assert turn(kernel[:, :, :1, :1], (3, 2))[2, 1] == kernel[1, 2, 0, 0]
+        assert turn(np.ones((4, 1, 1, 1)), (4,)).shape == (4,)
+
+
+def test_images_and_parameters_come_from_the_seed():
+    assert np.array_equal(parameters.images(2, 10, 5), parameters.images(2, 10, 5))
+    assert not np.array_equal(parameters.images(2, 10, 5), parameters.images(2, 10, 6))
+    rng = np.random.default_rng(0)
+    assert parameters.draw(rng, "a/kernel", (3, 3, 64, 64)).std() == pytest.approx(0.5, rel=0.02)
+    assert parameters.draw(rng, "predictions/kernel", (400, 100)).std() == pytest.approx(0.05, rel=0.05)
+    assert parameters.draw(rng, "a/skip_gain", ()) >= 0.5
+    assert parameters.spread(np.array([[0.0, 0], [6, 8]])) == 5
+
+
+def test_ways_have_names_of_their_own(options):
+    options.authors = pathlib.Path("somewhere")
+    options.quick = False
+    for groups in (inference.all_ways(options, "timm_dm_nfnet_f0"), all_ways(options, "timm_dm_nfnet_f0")):
+        names = [way.name for group in groups for way in group]
+        assert len(set(names)) == len(names)
+        assert {way.environment for group in groups for way in group} == {"ours", "timm", "kecam", "authors"}
+    assert all(way.ours == way.name.startswith("ours") for group in groups for way in group)
+    assert not kecam_side.inference_ways("timm_test_nfnet")
+    gpu = {way.variables["KERAS_BACKEND"] for way in ours.inference_ways("gpu")}
+    assert gpu == {"jax", "torch"} and timm_side.inference_ways()
+
+
+def made(monkeypatch, folder):
+    """Counts the commands that make an environment, and makes a Python that does nothing well."""
+    commands = []
+
+    def run(command, name):
+        commands.append(command)
+        if "venv" in command:
+            binary = pathlib.Path(command[-1]) / "bin"
+            binary.mkdir(parents=True)
+            (binary / "python").write_text("#!/bin/sh\nexit 0\n")
+            (binary / "python").chmod(0o755)
+
+    monkeypatch.setattr(environments, "_run", run)
+    environments.environment_for("timm", folder, say=lambda text: None)
+    return len(commands)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for Python is a shell script")
+def test_environments_are_made_once_and_a_broken_one_anew(monkeypatch, tmp_path):
+    assert made(monkeypatch, tmp_path) == 3
+    assert made(monkeypatch, tmp_path) == 0
+    (tmp_path / "timm" / "complete.json").unlink()
+    assert made(monkeypatch, tmp_path) == 3, "an installation that broke off"
+    (tmp_path / "timm" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    assert made(monkeypatch, tmp_path) == 3, "its interpreter is gone"
+    peer = environments.PEERS["timm"]
+    newer = environments.Peer("timm", (*peer.packages, "another"), peer.alone)
+    monkeypatch.setitem(environments.PEERS, "timm", newer)
+    assert made(monkeypatch, tmp_path) == 3, "other packages"
+
+
+def test_a_peer_that_cannot_be_installed_says_so(monkeypatch, tmp_path, options):
+    def run(command, **given):
+        return types.SimpleNamespace(returncode=1, stdout="a\nb\nc\nd\nERROR: No matching distribution")
+
+    monkeypatch.setattr(environments.subprocess, "run", run)
+    with Sides(options) as sides:
+        assert sides.start(timm_side.inference_ways()[0], "inference", model="m") is None
+        (reason,) = sides.failures.values()
+    assert re.search(r"environment of timm cannot be made: .*No matching distribution", reason, re.DOTALL)
+
+
+def test_a_suite_that_fails_is_one_line_and_the_rest_goes_on(monkeypatch, tmp_path, capsys):
+    def broken(options):
+        raise RuntimeError("no such thing\nand more of it")
+
+    def works(options):
+        return [Result("case", "ours", "s", [1.0]), Result("case", "peer", "s", [2.0, 3.0])], []
+
+    monkeypatch.setitem(sys.modules, "benchmarks.inference", types.SimpleNamespace(run=broken))
+    monkeypatch.setitem(sys.modules, "benchmarks.training", types.SimpleNamespace(run=works))
+    out = tmp_path / "out"
+    assert program.main(["inference", "training", "--out", str(out)]) == 1
+    table = (out / "table.md").read_text()
+    assert "- not run: inference: RuntimeError: no such thing\n" in table and "| peer | 2.5 |" in table
+    assert table.strip() in capsys.readouterr().out
+    assert program.main(["training", "--out", str(out)]) == 0
+    values = json.loads((out / "values.json").read_text())
+    assert [each["values"] for each in values["results"]] == [[1.0], [2.0, 3.0]]
+    assert {"processor", "cores", "memory"} <= set(values["machine"])
+
+
+def test_a_side_that_did_not_run_makes_the_exit_status_one(monkeypatch, tmp_path):
+    found = [Result("case", "ours", "s", [1.0]), Result("not run", "peer", "", [], note="why")]
+    monkeypatch.setitem(sys.modules, "benchmarks.training", types.SimpleNamespace(run=lambda options: (found, [])))
+    assert program.main(["training", "--out", str(tmp_path)]) == 1
+
+
+def test_a_name_that_is_no_suite_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        program.main(["inferences"])
+    assert "no such suite: inferences; there are inference, training" in capsys.readouterr().err
+
+
+def test_the_picture_has_a_panel_for_each_comparison(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks import picture
+
+    found = [
+        Result("both", "ours", "s", [1.0, 2.0]),
+        Result("both", "peer", "s", [3.0]),
+        Result("alone", "ours", "s", [1.0]),
+        Result("others", "peer", "MiB", [1.0]),
+    ]
+    assert list(picture.panels(found)) == [("both", "s")]
+    assert picture.draw(found, tmp_path / "a.png", "a machine")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert not picture.draw(found[2:], tmp_path / "b.png", "a machine") and not (tmp_path / "b.png").exists()
