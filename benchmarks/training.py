@@ -52,7 +52,8 @@ def run(options) -> tuple[list[Result], list[Requirement]]:
         given = {"model": model, "size": size, "classes": 1000, "weights": str(weights)}
         given["learning_rate"] = LEARNING_RATE
         seconds = None
-        for batch in BATCHES:
+        batches = BATCHES[:1] if options.quick else BATCHES
+        for batch in batches:
             case = _Batch(options, sides, given, batch, 6 * multiply_adds * batch)
             results += case.measure()
             requirements += case.requirements()
@@ -62,7 +63,7 @@ def run(options) -> tuple[list[Result], list[Requirement]]:
         if options.device == "cpu" and seconds is not None:
             large = _Batch(options, sides, given, batch, 6 * multiply_adds * batch)
             results += large.measure_ours()
-            requirements += large.share_of_cost(seconds, BATCHES[-1])
+            requirements += large.share_of_cost(seconds, batches[-1])
         results += sides.remarks()
     # With `quick` nothing is large enough to be held against a bound.
     return results, [] if options.quick else requirements

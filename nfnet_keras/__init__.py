@@ -47,6 +47,7 @@ from nfnet_keras.applications.nfnet import (
 from nfnet_keras.applications.timm import ECANFNetL0, ECANFNetL1, ECANFNetL2, ECANFNetL3, NFNetL0
 from nfnet_keras.complexity import multiply_adds
 from nfnet_keras.folding import fold_weight_standardization
+from nfnet_keras.inference import Predictor
 from nfnet_keras.model import NormalizerFreeModel
 from nfnet_keras.sam import SAM
 from nfnet_keras.version import __version__
@@ -91,6 +92,7 @@ __all__ = [
     "NFResNet288",
     "NFResNet600",
     "NormalizerFreeModel",
+    "Predictor",
     "__version__",
     "applications",
     "checkpoints",

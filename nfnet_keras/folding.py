@@ -62,15 +62,18 @@ def fold_weight_standardization(model: keras.Model, dtype=None) -> NormalizerFre
     >>> any(isinstance(layer, nfk.layers.WSConv2D) for layer in folded.layers)
     False
     """
-    if isinstance(model, keras.Sequential) and model.built:
-        model = model._functional
-    if not isinstance(model, _FUNCTIONAL) or not model.built:
+    if not can_fold(model):
         raise ValueError(
             "`fold_weight_standardization` takes a built functional model, whose layers it can see. Received: "
             f"{type(model).__name__}. Build it of keras.Input(...) and layers, or fold the functional model inside it."
         )
+    if isinstance(model, keras.Sequential):
+        model = model._functional
     plan = _Plan(model)
     inputs = keras.tree.map_structure(_input_like, model._inputs_struct)
+    if isinstance(inputs, list) and len(inputs) == 1:
+        # A model of one input that was made of a list warns at every call.
+        inputs = inputs[0]
     made: dict[int, Callable] = {}
 
     def operation(layer):
@@ -84,6 +87,19 @@ def fold_weight_standardization(model: keras.Model, dtype=None) -> NormalizerFre
     folded.metadata = getattr(model, "metadata", {})
     folded.trainable = False
     return folded
+
+
+def can_fold(model: keras.Model) -> bool:
+    """Whether `fold_weight_standardization` can see the layers of a model: a built functional or sequential one.
+
+    Example:
+
+    >>> can_fold(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    True
+    """
+    if isinstance(model, keras.Sequential):
+        return model.built and model._functional is not None
+    return isinstance(model, _FUNCTIONAL) and model.built
 
 
 def _input_like(tensor: keras.KerasTensor) -> keras.KerasTensor:

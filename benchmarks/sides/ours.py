@@ -33,7 +33,7 @@ def _folded(request: dict):
 
 def inference_makers() -> list[tuple[str, Callable]]:
     """The models that are measured, each with what makes it: (name, function of the request)."""
-    return [("as built", _model), ("folded", _folded)]
+    return [("as built", _model), ("folded", _folded), ("openvino", _model)]
 
 
 def inference_ways(device: str = "cpu", arithmetic: str = "timm") -> list[Way]:
@@ -48,12 +48,21 @@ def inference_ways(device: str = "cpu", arithmetic: str = "timm") -> list[Way]:
         return [
             _way(f"ours, {maker}, {backend}, as the authors compute", maker, backend, arithmetic=arithmetic)
             for maker in _names()
+            if device == "cpu" or maker != "openvino"
         ]
     backends = ("tensorflow",) if device == "cpu" else ("jax", "torch")
-    ways = [_way(f"ours, {maker}, {backend}", maker, backend) for backend in backends for maker in _names()]
-    if device == "cpu":
-        ways += [_way("ours, folded, jax", "folded", "jax"), _way("ours, folded, torch", "folded", "torch")]
-    return [*ways, _way(f"ours, folded, {backends[0]}, bfloat16", "folded", backends[0], "bfloat16")]
+    makers = [maker for maker in _names() if maker != "openvino"]
+    ways = [_way(f"ours, {maker}, {backend}", maker, backend) for backend in backends for maker in makers]
+    if device != "cpu":
+        return [*ways, _way(f"ours, folded, {backends[0]}, bfloat16", "folded", backends[0], "bfloat16")]
+    return [
+        *ways,
+        _way("ours, folded, tensorflow with XLA", "folded", "tensorflow", jit=True),
+        _way("ours, folded, jax", "folded", "jax"),
+        _way("ours, folded, torch", "folded", "torch"),
+        _way("ours, Predictor on OpenVINO", "openvino", "tensorflow"),
+        _way("ours, Predictor on OpenVINO, bfloat16", "openvino", "tensorflow", "bfloat16"),
+    ]
 
 
 def training_ways(device: str = "cpu") -> list[Way]:
@@ -97,12 +106,20 @@ class Inference(Side):
         self.versions = _versions()
         self.model = dict(inference_makers())[request["maker"]](request)
         self.backend = keras.backend.backend()
-        self.call = getattr(self, f"_{self.backend}")()
+        self.jit = request.get("jit", False)
+        if request["maker"] == "openvino":
+            import nfnet_keras as nfk
+
+            self.call = nfk.Predictor(self.model, "openvino", request["precision"])
+            del self.model
+            self.place, self.wait = np.asarray, lambda result: None
+        else:
+            self.call = getattr(self, f"_{self.backend}")()
 
     def _tensorflow(self) -> Callable:
         import tensorflow as tf
 
-        call = tf.function(lambda images: self.model(images, training=False), jit_compile=False)
+        call = tf.function(lambda images: self.model(images, training=False), jit_compile=self.jit)
         self.place, self.wait = tf.constant, lambda result: result.numpy()
         return call
 

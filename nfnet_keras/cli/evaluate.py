@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from absl import flags
 
-from nfnet_keras.cli.opening import class_names, model_file, only_model, open_classifier, printable
+from nfnet_keras.cli.opening import class_names, folded, model_file, only_model, open_classifier, printable
 
 ARGUMENTS = "MODEL"
 REPORT, PICTURE = "report.json", "confusion.png"
@@ -74,7 +74,7 @@ def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     names, places = _matched(model, images.class_names)
     split = _chosen(images, kind)
     batches = _prepared(split, places, preprocessing, values.batch_size)
-    report = evaluate(model, _announced(batches, len(split)), names)
+    report = evaluate(folded(model), _announced(batches, len(split)), names)
     about = {
         "model": name,
         "weights": values.weights,

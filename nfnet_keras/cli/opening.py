@@ -135,6 +135,20 @@ def open_classifier(name: str, weights: str | None, image_size: int | None, writ
         ) from error
 
 
+def folded(model):
+    """Returns the same function of its input with constant kernels; a model whose layers cannot be seen as it is.
+
+    Example:
+
+    >>> import nfnet_keras as nfk
+    >>> folded(nfk.create_model("nfnet_tiny", weights=None, classes=2)).output_shape
+    (None, 2)
+    """
+    from nfnet_keras.folding import can_fold, fold_weight_standardization
+
+    return fold_weight_standardization(model) if can_fold(model) else model
+
+
 def class_names(model) -> tuple[list[str], list[str] | None]:
     """Returns the names of a classifier's classes, "class 0" and so on where it has none, and their ids or `None`.
 

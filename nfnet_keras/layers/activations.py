@@ -35,6 +35,12 @@ _GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
 _GELU_CUBIC = 0.044715 * _GELU_LINEAR
 
 
+def _gelu_in_inference(x):
+    """The same without a gradient of its own: exporters make an output of what such a gradient would need."""
+    slope = ops.add(ops.multiply(ops.square(x), _GELU_CUBIC), _GELU_LINEAR)
+    return ops.multiply(x, ops.sigmoid(ops.multiply(x, slope)))
+
+
 @ops.custom_gradient
 def _gelu_of_sigmoid(x):
     # (1 + tanh(u)) / 2 = sigmoid(2 u), so this is the tanh approximation. Written out with its gradient, it takes half
@@ -141,6 +147,8 @@ class ScaledActivation(keras.layers.Layer):
             from nfnet_keras import tensorflow_fusion
 
             return tensorflow_fusion.scaled(function, inputs, factor)
+        if function is _gelu and not training:
+            function = _gelu_in_inference
         outputs = function(inputs)
         return outputs if factor == 1.0 else ops.multiply(outputs, factor)
 
