@@ -153,8 +153,8 @@ class NormalizerFreeModel(DistributedTraining, Rematerialization, keras.Model):
             clipper.norm = self._fast_norm()
 
     def _fast_norm(self):
-        if keras.backend.backend() != "tensorflow" or self.jit_compile:
-            # XLA does not know TensorFlow's operation, and needs none: it writes no squares to memory.
+        if keras.backend.backend() != "tensorflow" or self.jit_compile or not runs_on_cpu():
+            # XLA, which a TPU always takes, does not know the operation, and needs none: it writes no squares to memory.
             return None
         from nfnet_keras.tensorflow_step import euclidean_norm
 

@@ -50,7 +50,7 @@ def _compile(model, request: dict) -> None:
     import nfnet_keras as nfk
 
     if request["model"] == EFFICIENTNET:
-        # On a CPU it compiles with XLA for minutes and then is slower.
+        # As this package compiles its own on a CPU: as a graph.
         jit_compile = False if request["device"] == "cpu" else "auto"
         optimizer = nfk.optimizers.SGD_AGC(0.01, clip_factor=None)
         model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=jit_compile)
