@@ -17,14 +17,19 @@ test: $(VENV)/.installed-test
 	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PORTABLE) $(ARGS)
 
 # What runs on every backend is tested on every backend.
-PORTABLE := tests/layers tests/optimizers tests/test_model.py tests/test_sam.py tests/test_compile.py tests/test_remat.py \
+PORTABLE := tests/layers tests/optimizers tests/test_model.py tests/test_sam.py tests/test_compile.py \
 	tests/test_complexity.py tests/applications/test_nfnet.py tests/applications/test_battery.py tests/applications/test_parity.py \
 	tests/checkpoints/test_haiku.py tests/checkpoints/test_loading.py tests/checkpoints/test_stem.py
+
+# The same of what takes long to compile.
+LATER := tests/test_remat.py tests/test_folding.py
 
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -m slow tests/applications/test_parity.py $(ARGS)
 	KERAS_BACKEND=torch $(BIN)/python -m pytest -m slow tests/applications $(ARGS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow" $(LATER) $(ARGS)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -m "not slow" $(LATER) $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet -e ".[dev]"

@@ -24,8 +24,8 @@ class Predictor:
 
     Args:
         model: A functional Keras model; it is left as it is, and later changes of it are not followed.
-        engine: `"keras"`, `"openvino"`, or `"auto"` (default): OpenVINO where it is installed and Keras runs on a CPU,
-            else Keras.
+        engine: `"keras"`, `"openvino"`, or `"auto"` (default): OpenVINO where it is installed and Keras runs TensorFlow
+            on a CPU, else Keras.
         dtype: `"float32"`, or `"bfloat16"` for twice the speed on processors that have it. The classifier's outputs
             are float32 in both. Defaults to `"float32"`.
 
@@ -34,7 +34,8 @@ class Predictor:
 
     Raises:
         ImportError: If `engine="openvino"` and OpenVINO is not installed.
-        ValueError: If `engine` or `dtype` is another, or the model is not functional.
+        ValueError: If `engine` or `dtype` is another, the model is not functional, or OpenVINO is asked for with
+            Keras on JAX or PyTorch.
 
     Example:
 
@@ -55,8 +56,14 @@ class Predictor:
                 'The engine "openvino" needs the package of that name: pip install "nfnet-keras[openvino]". '
                 'engine="keras" needs nothing more.'
             )
-        on_cpu = runs_on_cpu() or (keras.backend.backend() == "torch" and _torch_on_cpu())
-        self.engine = "openvino" if engine == "openvino" or (engine == "auto" and installed and on_cpu) else "keras"
+        readable = keras.backend.backend() == "tensorflow"
+        if engine == "openvino" and not readable:
+            raise ValueError(
+                f"OpenVINO takes networks from Keras's TensorFlow backend; this is {keras.backend.backend()!r}. Set "
+                'KERAS_BACKEND=tensorflow, or take engine="keras".'
+            )
+        openvino = engine == "openvino" or (engine == "auto" and installed and readable and runs_on_cpu())
+        self.engine = "openvino" if openvino else "keras"
         self.dtype = dtype
         self._run = (_openvino if self.engine == "openvino" else _keras)(model, dtype)
 
@@ -104,12 +111,6 @@ class Predictor:
             filled = np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)]) if missing else batch
             outputs.append(self(filled)[: len(batch)])
         return np.concatenate(outputs)
-
-
-def _torch_on_cpu() -> bool:
-    import torch
-
-    return not torch.cuda.is_available()
 
 
 def _keras(model: keras.Model, dtype: str) -> Callable:

@@ -154,7 +154,7 @@ class NormalizerFreeModel(DistributedTraining, Rematerialization, keras.Model):
 
     def _fast_norm(self):
         if keras.backend.backend() != "tensorflow" or self.jit_compile or not runs_on_cpu():
-            # XLA, which a TPU always takes, does not know the operation, and needs none: it writes no squares to memory.
+            # XLA, as on any TPU, does not know the operation, and needs none: it writes no squares to memory.
             return None
         from nfnet_keras.tensorflow_step import euclidean_norm
 

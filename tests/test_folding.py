@@ -138,7 +138,15 @@ def test_predictor_of_keras():
     np.testing.assert_allclose(predictor.predict(IMAGES, batch_size=3), wanted, atol=1e-5)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras traces PyTorch's models by an API that is going")
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="other backends'")
+def test_openvino_is_for_tensorflow():
+    pytest.importorskip("openvino")
+    with pytest.raises(ValueError, match="KERAS_BACKEND=tensorflow"):
+        nfk.Predictor(tiny(), engine="openvino")
+    assert nfk.Predictor(tiny()).engine == "keras"
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="OpenVINO takes TensorFlow's graphs")
 def test_predictor_of_openvino():
     pytest.importorskip("openvino")
     model = tiny()

@@ -147,7 +147,7 @@ class ScaledActivation(keras.layers.Layer):
             from nfnet_keras import tensorflow_fusion
 
             return tensorflow_fusion.scaled(function, inputs, factor)
-        if function is _gelu and not training:
+        if function is _gelu and not training and keras.backend.backend() == "tensorflow":
             function = _gelu_in_inference
         outputs = function(inputs)
         return outputs if factor == 1.0 else ops.multiply(outputs, factor)
