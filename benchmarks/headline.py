@@ -15,7 +15,7 @@ from benchmarks.protocol import Sides, in_turn
 from benchmarks.results import Requirement, Result, main
 from benchmarks.sides.networks import EFFICIENTNET, way
 
-BATCH = 2
+BATCH = 1
 MODELS = (("nfnet_f1", 224, "ours, NFNet-F1"), (EFFICIENTNET, 600, "keras.applications, EfficientNet-B7"))
 
 

@@ -15,7 +15,7 @@ def describe() -> dict[str, str]:
         "processor": _processor(),
         "cores": str(_cores()),
         "memory": _memory(),
-        "system": platform.platform(),
+        "system": " ".join([platform.system(), *platform.libc_ver()]),
         "Python": platform.python_version(),
     }
     if gpu := _gpu():
