@@ -1,6 +1,5 @@
 """The same network for inference: what is constant then is computed once and multiplied into plain convolutions."""
 
-import dataclasses
 from collections.abc import Callable
 
 import keras
@@ -17,6 +16,7 @@ from nfnet_keras.layers import (
     SqueezeExcite,
     StochasticDepth,
     WSConv2D,
+    standardize_kernel,
 )
 from nfnet_keras.model import NormalizerFreeModel
 
@@ -106,14 +106,6 @@ def _input_like(tensor: keras.KerasTensor) -> keras.KerasTensor:
     return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
 
 
-@dataclasses.dataclass
-class _Pending:
-    """A layer that was made, and the values of its weights: it is built only when it is called."""
-
-    layer: keras.layers.Layer
-    weights: list
-
-
 class _Plan:
     """Which constant factor goes where, found by walking the graph once.
 
@@ -138,7 +130,8 @@ class _Plan:
         self.input_factor: dict[int, float] = {}
         self.output_factor: dict[int, float] = {}
         self.dropped: set[int] = set()
-        self.pending: list[_Pending] = []
+        # Layers that were made, and their weights: they are built only when they are called.
+        self.pending: list[tuple[keras.layers.Layer, list]] = []
         for node in self.nodes:
             if self._is_once(node) and isinstance(node.operation, ScaledActivation):
                 self._move_forward(node)
@@ -190,13 +183,13 @@ class _Plan:
 
     def later(self, layer, weights: list):
         """Notes the values of a layer's weights, for when it is built."""
-        self.pending.append(_Pending(layer, weights))
+        self.pending.append((layer, weights))
         return layer
 
     def set_weights(self) -> None:
         """Gives the layers their weights."""
-        for each in self.pending:
-            each.layer.set_weights(each.weights)
+        for layer, weights in self.pending:
+            layer.set_weights(weights)
 
 
 def _factor_of(layer) -> float | None:
@@ -263,8 +256,6 @@ def _plain_convolution(layer: WSConv2D, plan: _Plan, dtype) -> keras.layers.Conv
 
 def _standardized(layer: WSConv2D) -> np.ndarray:
     """Standardises a kernel in float32 whatever the model computes in."""
-    from nfnet_keras.layers import standardize_kernel
-
     gain = ops.multiply(ops.cast(layer.gain, "float32"), layer.scale)
     kernel = standardize_kernel(ops.cast(layer.kernel, "float32"), gain, layer.epsilon, layer.variance_epsilon)
     return ops.convert_to_numpy(kernel)

@@ -36,24 +36,43 @@ def compiles(tensor) -> bool:
     return not tf.executing_eagerly() and tensor.shape.rank is not None and None not in tensor.shape[1:]
 
 
+def is_large(kernel) -> bool:
+    """Whether compiling for the shape of a kernel pays.
+
+    Args:
+        kernel: Tensor or variable of a known shape.
+
+    Returns:
+        `True` or `False`.
+
+    Example:
+
+    >>> is_large(tf.ones((3, 3, 8, 8)))
+    False
+    """
+    return math.prod(kernel.shape) >= MIN_KERNEL_SIZE
+
+
 def _compiled(function: Callable) -> Callable:
     return tf.function(function, jit_compile=True, autograph=False)
 
 
 @functools.cache
-def _pointwise(function: Callable) -> tuple[Callable, Callable]:
-    """Returns the compiled `function(x) * factor`, and its gradient from x, factor and the upstream gradient."""
+def _with_gradient(function: Callable, by: int) -> tuple[Callable, Callable]:
+    """Compiles a function, and its gradient by its first arguments from all arguments and the upstream gradient."""
 
-    def forward(x, factor):
-        return function(x) * factor
-
-    def backward(x, factor, upstream):
+    def backward(upstream, *arguments):
         with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = function(x) * factor
-        return tape.gradient(y, x, upstream)
+            tape.watch(arguments[:by])
+            y = function(*arguments)
+        return tape.gradient(y, arguments[:by], upstream)
 
-    return _compiled(forward), _compiled(backward)
+    return _compiled(function), _compiled(backward)
+
+
+@functools.cache
+def _times_factor(function: Callable) -> Callable:
+    return lambda x, factor: function(x) * factor
 
 
 def scaled(function: Callable, x, factor: float):
@@ -75,29 +94,15 @@ def scaled(function: Callable, x, factor: float):
     >>> float(tf.function(lambda x: scaled(tf.nn.relu, x, 2.0))(tf.ones(())))
     2.0
     """
-    forward, backward = _pointwise(function)
+    forward, backward = _with_gradient(_times_factor(function), 1)
 
     @tf.custom_gradient
     def run(x):
         # A tensor, so that blocks that scale differently share one compiled function.
         constant = tf.constant(factor, x.dtype)
-        return forward(x, constant), lambda upstream: backward(x, constant, upstream)
+        return forward(x, constant), lambda upstream: backward(upstream, x, constant)[0]
 
     return run(tf.convert_to_tensor(x))
-
-
-@functools.cache
-def _kernel_functions(standardize: Callable) -> tuple[Callable, Callable]:
-    def forward(kernel, gain):
-        return standardize(kernel, gain)
-
-    def backward(kernel, gain, upstream):
-        with tf.GradientTape() as tape:
-            tape.watch((kernel, gain))
-            y = standardize(kernel, gain)
-        return tape.gradient(y, (kernel, gain), upstream)
-
-    return _compiled(forward), _compiled(backward)
 
 
 def standardized(standardize: Callable, kernel, gain):
@@ -117,12 +122,12 @@ def standardized(standardize: Callable, kernel, gain):
     >>> standardized(tf.multiply, kernel, gain).shape
     TensorShape([1, 1, 2, 3])
     """
-    forward, backward = _kernel_functions(standardize)
+    forward, backward = _with_gradient(standardize, 2)
     shape = kernel.shape
 
     @tf.custom_gradient
     def run(rows, gain):
-        return forward(rows, gain), lambda upstream: backward(rows, gain, upstream)
+        return forward(rows, gain), lambda upstream: backward(upstream, rows, gain)
 
     # XLA sums the columns of a matrix several times as fast as the channels of a kernel.
     rows = tf.reshape(tf.convert_to_tensor(kernel), (math.prod(shape[:-1]), shape[-1]))
@@ -156,7 +161,7 @@ def add_decay(gradient, variable, weight_decay: float):
     with tf.control_dependencies([gradient]):
         weights = tf.convert_to_tensor(variable)
         constant = tf.constant(weight_decay, weights.dtype)
-        if runs_on_cpu() and compiles(gradient) and gradient.shape.num_elements() >= MIN_KERNEL_SIZE:
+        if runs_on_cpu() and compiles(gradient) and is_large(gradient):
             return _decay()(gradient, weights, constant)
         return gradient + weights * constant
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.sides import Way
+from benchmarks.sides.ours import versions
 from benchmarks.sides.serving import Side, serve
 
 EFFICIENTNET = "EfficientNetB7"
@@ -16,21 +17,6 @@ def way(name: str, **options) -> Way:
     """Returns a way to run a network on TensorFlow, or on the backend in KERAS_BACKEND."""
     variables = {"KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow"), "TF_CPP_MIN_LOG_LEVEL": "3"}
     return Way(name, "benchmarks.sides.networks", "ours", options, variables)
-
-
-def _versions() -> dict[str, str]:
-    import importlib
-
-    import keras
-
-    import nfnet_keras
-
-    library = importlib.import_module(keras.backend.backend())
-    return {
-        "nfnet_keras": nfnet_keras.__version__,
-        "keras": keras.__version__,
-        library.__name__: library.__version__,
-    }
 
 
 def _make(request: dict):
@@ -65,7 +51,7 @@ class Libraries(Side):
         import keras
 
         keras.ops.convert_to_numpy(keras.ops.ones((8, 8)) @ keras.ops.ones((8, 8)))
-        self.versions = _versions()
+        self.versions = versions()
 
     def feed(self, images: np.ndarray, labels: np.ndarray) -> None:
         return
@@ -78,7 +64,7 @@ class Network(Side):
     """One call of a method of `keras.Model` a run: `predict`, `predict_on_batch` or `train_on_batch`."""
 
     def __init__(self, request: dict):
-        self.versions = _versions()
+        self.versions = versions()
         self.method = request["kind"]
         self.model = _make(request)
         if self.method == "train_on_batch":
@@ -111,7 +97,7 @@ class Spread(Side):
             tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * replicas)
         import nfnet_keras as nfk
 
-        self.versions = _versions()
+        self.versions = versions()
         self.devices = nfk.distribution.make("mirrored" if replicas > 1 else "one")
         with self.devices.scope():
             self.model = _make(request)
@@ -142,7 +128,7 @@ class Saved(Side):
     def __init__(self, request: dict):
         import keras
 
-        self.versions = _versions()
+        self.versions = versions()
         folder = pathlib.Path(request["folder"])
         _make(request).save(folder / "network.keras")
         picture = np.random.default_rng(request["seed"]).integers(0, 256, (375, 500, 3))

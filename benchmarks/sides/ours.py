@@ -82,7 +82,8 @@ def _way(name: str, maker: str, backend: str, precision: str = "float32", arithm
     return Way(name, "benchmarks.sides.ours", "ours", given, variables, precision, arithmetic)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Returns what runs: this package, Keras and the backend."""
     import importlib
 
     import keras
@@ -103,7 +104,7 @@ class Inference(Side):
     def __init__(self, request: dict):
         import keras
 
-        self.versions = _versions()
+        self.versions = versions()
         self.model = dict(inference_makers())[request["maker"]](request)
         self.backend = keras.backend.backend()
         self.jit = request.get("jit", False)
@@ -170,7 +171,7 @@ class Training(Side):
 
         import nfnet_keras as nfk
 
-        self.versions = _versions()
+        self.versions = versions()
         self.model = _model(request)
         clip_factor = 0.01 if request["agc"] else None
         self.model.compile(
@@ -203,16 +204,16 @@ def _matrix_product(request: dict) -> Side:
         import tensorflow as tf
 
         product = tf.function(tf.linalg.matmul)
-        return MatrixProduct(lambda: product(a, b)[0, 0].numpy(), _versions())
+        return MatrixProduct(lambda: product(a, b)[0, 0].numpy(), versions())
     if backend == "jax":
         import jax
 
         product = jax.jit(jax.numpy.matmul)
-        return MatrixProduct(lambda: jax.block_until_ready(product(a, b)), _versions())
+        return MatrixProduct(lambda: jax.block_until_ready(product(a, b)), versions())
     import torch
 
     wait = torch.cuda.synchronize if a.is_cuda else (lambda: None)
-    return MatrixProduct(lambda: (torch.mm(a, b), wait()), _versions())
+    return MatrixProduct(lambda: (torch.mm(a, b), wait()), versions())
 
 
 class Draw(Side):

@@ -35,18 +35,21 @@ _GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
 _GELU_CUBIC = 0.044715 * _GELU_LINEAR
 
 
+def _gelu_gate(x):
+    slope = ops.add(ops.multiply(ops.square(x), _GELU_CUBIC), _GELU_LINEAR)
+    return ops.sigmoid(ops.multiply(x, slope))
+
+
 def _gelu_in_inference(x):
     """The same without a gradient of its own: exporters make an output of what such a gradient would need."""
-    slope = ops.add(ops.multiply(ops.square(x), _GELU_CUBIC), _GELU_LINEAR)
-    return ops.multiply(x, ops.sigmoid(ops.multiply(x, slope)))
+    return ops.multiply(x, _gelu_gate(x))
 
 
 @ops.custom_gradient
 def _gelu_of_sigmoid(x):
     # (1 + tanh(u)) / 2 = sigmoid(2 u), so this is the tanh approximation. Written out with its gradient, it takes half
     # of TensorFlow's operations, no power, and keeps two tensors for the backward pass instead of six.
-    square = ops.square(x)
-    gate = ops.sigmoid(ops.multiply(x, ops.add(ops.multiply(square, _GELU_CUBIC), _GELU_LINEAR)))
+    gate = _gelu_gate(x)
 
     def gradient(*args, upstream=None):
         upstream = args[0] if upstream is None else upstream

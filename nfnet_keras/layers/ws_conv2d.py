@@ -183,33 +183,33 @@ class WSConv2D(GroupedConv2D):
 
     def standardized_kernel(self):
         """Returns the kernel that convolves the input, in the layer's compute dtype."""
-        return self._standardized(in_one_pass=False)
+        return self._standardized()
 
-    def _standardized(self, in_one_pass: bool):
+    def _standardized(self, fuses: bool = False):
         gain = ops.cast(self.gain, self.kernel.dtype)
         if self.scale != 1.0:
             gain = ops.multiply(gain, self.scale)
-        if in_one_pass:
-            from nfnet_keras import tensorflow_fusion
+        if fuses:
+            from nfnet_keras.tensorflow_fusion import is_large, standardized
 
-            function = _standardize_with_gradient(*_floor(self.kernel.shape, self.epsilon, self.variance_epsilon))
-            kernel = tensorflow_fusion.standardized(function, ops.copy(self.kernel), gain)
-        else:
-            kernel = standardize_kernel(self.kernel, gain, self.epsilon, self.variance_epsilon)
+            if is_large(self.kernel):
+                function = _standardize_with_gradient(*_floor(self.kernel.shape, self.epsilon, self.variance_epsilon))
+                return ops.cast(standardized(function, ops.copy(self.kernel), gain), self.compute_dtype)
+        kernel = standardize_kernel(self.kernel, gain, self.epsilon, self.variance_epsilon)
         return ops.cast(kernel, self.compute_dtype)
 
     def call(self, inputs, training=False):
         fuses = training and trains_as_graph_on_cpu(inputs)
-        kernel = self._standardized(fuses and self._is_large)
+        kernel = self._standardized(fuses)
         if fuses and self._is_matrix_product:
             from nfnet_keras.tensorflow_fusion import convolve_pixels
 
             outputs = convolve_pixels(inputs, kernel, self.bias)
-            return outputs if self.activation is None else self.activation(outputs)
-        outputs = self.convolve(inputs, kernel, fuses)
-        if self.use_bias:
-            shape = (1, -1, 1, 1) if self.data_format == "channels_first" else (1, 1, 1, -1)
-            outputs = ops.add(outputs, ops.reshape(self.bias, shape))
+        else:
+            outputs = self.convolve(inputs, kernel, fuses)
+            if self.use_bias:
+                shape = (1, -1, 1, 1) if self.data_format == "channels_first" else (1, 1, 1, -1)
+                outputs = ops.add(outputs, ops.reshape(self.bias, shape))
         return outputs if self.activation is None else self.activation(outputs)
 
     def convolution_op(self, inputs, kernel):
@@ -219,12 +219,6 @@ class WSConv2D(GroupedConv2D):
     def _is_matrix_product(self) -> bool:
         pointwise = self.kernel_size == self.strides == (1, 1) and not any(self._pads)
         return pointwise and self.groups == 1 and self.data_format == "channels_last"
-
-    @property
-    def _is_large(self) -> bool:
-        from nfnet_keras import tensorflow_fusion
-
-        return math.prod(self.kernel.shape) >= tensorflow_fusion.MIN_KERNEL_SIZE
 
     @property
     def fan_in(self) -> int:
