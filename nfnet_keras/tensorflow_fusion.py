@@ -105,33 +105,56 @@ def scaled(function: Callable, x, factor: float):
     return run(tf.convert_to_tensor(x))
 
 
-def standardized(standardize: Callable, kernel, gain):
-    """Standardises a large kernel, and keeps nothing but the kernel for the gradient.
+def convolve_standardized(standardize: Callable, convolve: Callable, inputs, kernel, gain, bias=None):
+    """Convolves with a large kernel that is standardised first, and keeps nothing but the kernel for the gradient.
+
+    The standardised kernel is computed again on the way back, right before it is used: kept, those of all layers are a
+    second copy of the network.
 
     Args:
         standardize: Function of a kernel and its gain. One and the same object at every call.
+        convolve: Function of inputs, standardised kernel and bias (a tensor or `None`) that reads no variable.
+        inputs: Tensor of shape (batch, height, width, channels).
         kernel: Tensor of shape (..., inputs, outputs).
         gain: Tensor of shape (outputs,).
+        bias: Tensor of shape (outputs,), or `None`.
 
     Returns:
-        Tensor of the shape of `kernel`.
+        What `convolve` returns.
 
     Example:
 
-    >>> kernel, gain = tf.ones((1, 1, 2, 3)), tf.ones(3)
-    >>> standardized(tf.multiply, kernel, gain).shape
-    TensorShape([1, 1, 2, 3])
+    >>> x, kernel, gain = tf.ones((1, 4, 4, 2)), tf.ones((1, 1, 2, 3)), tf.ones(3)
+    >>> convolve_standardized(tf.multiply, lambda x, w, _: tf.nn.conv2d(x, w, 1, "SAME"), x, kernel, gain).shape
+    TensorShape([1, 4, 4, 3])
     """
     forward, backward = _with_gradient(standardize, 2)
     shape = kernel.shape
 
+    def run_plain(inputs, weights, *bias):
+        return convolve(inputs, tf.reshape(weights, shape), *(bias or (None,)))
+
     @tf.custom_gradient
-    def run(rows, gain):
-        return forward(rows, gain), lambda upstream: backward(upstream, rows, gain)
+    def run(inputs, rows, gain, *bias):
+        def gradient(upstream):
+            with tf.control_dependencies([upstream]):
+                weights = forward(rows, gain)
+            arguments = (inputs, weights, *bias)
+            with tf.GradientTape() as tape:
+                tape.watch(arguments)
+                # Pruned from the graph: no gradient of a convolution needs its outputs.
+                outputs = run_plain(*arguments)
+            of_inputs, of_weights, *of_bias = tape.gradient(outputs, arguments, upstream)
+            return of_inputs, *backward(of_weights, rows, gain), *of_bias
+
+        # Nothing of this run is to be on a tape that somebody holds.
+        arguments = [tf.stop_gradient(tensor) for tensor in (inputs, forward(rows, gain), *bias)]
+        return run_plain(*arguments), gradient
 
     # XLA sums the columns of a matrix several times as fast as the channels of a kernel.
     rows = tf.reshape(tf.convert_to_tensor(kernel), (math.prod(shape[:-1]), shape[-1]))
-    return tf.reshape(run(rows, tf.convert_to_tensor(gain)), shape)
+    arguments = [inputs, rows, gain] + ([] if bias is None else [bias])
+    return run(*(tf.convert_to_tensor(argument) for argument in arguments))
 
 
 @functools.cache

@@ -111,10 +111,12 @@ class WSConv2D(GroupedConv2D):
         epsilon: Floor of fan-in times variance. Defaults to `1e-4`.
         variance_epsilon: Added to the variance in place of the floor, as in timm's networks. Defaults to `None`.
         scale: Constant factor on the standardised kernel: an activation's gain, in timm's networks. Defaults to `1.0`.
+        **kwargs: All other arguments of `keras.layers.Conv2D`, with its defaults.
+
+    Keyword Args:
         padding: `"valid"`, `"same"`, or `"symmetric"`, which pads both sides alike whatever the stride, as PyTorch
             does: half the kernel's extent, rounded down. Defaults to `"valid"`.
         kernel_initializer: Defaults to the authors' N(0, 1 / fan-in), untruncated.
-        **kwargs: All other arguments of `keras.layers.Conv2D`, with its defaults.
 
     Call arguments:
         inputs: Tensor of shape (batch, height, width, channels), or (batch, channels, height, width) with
@@ -183,34 +185,47 @@ class WSConv2D(GroupedConv2D):
 
     def standardized_kernel(self):
         """Returns the kernel that convolves the input, in the layer's compute dtype."""
-        return self._standardized()
+        return ops.cast(
+            standardize_kernel(self.kernel, self._scaled_gain(), self.epsilon, self.variance_epsilon),
+            self.compute_dtype,
+        )
 
-    def _standardized(self, fuses: bool = False):
+    def _scaled_gain(self):
         gain = ops.cast(self.gain, self.kernel.dtype)
-        if self.scale != 1.0:
-            gain = ops.multiply(gain, self.scale)
-        if fuses:
-            from nfnet_keras.tensorflow_fusion import is_large, standardized
-
-            if is_large(self.kernel):
-                function = _standardize_with_gradient(*_floor(self.kernel.shape, self.epsilon, self.variance_epsilon))
-                return ops.cast(standardized(function, ops.copy(self.kernel), gain), self.compute_dtype)
-        kernel = standardize_kernel(self.kernel, gain, self.epsilon, self.variance_epsilon)
-        return ops.cast(kernel, self.compute_dtype)
+        return gain if self.scale == 1.0 else ops.multiply(gain, self.scale)
 
     def call(self, inputs, training=False):
-        fuses = training and trains_as_graph_on_cpu(inputs)
-        kernel = self._standardized(fuses)
-        if fuses and self._is_matrix_product:
+        if training and trains_as_graph_on_cpu(inputs):
+            outputs = self._train_as_graph(inputs)
+        else:
+            outputs = self._with_bias(self.convolve(inputs, self.standardized_kernel()), self.bias)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def _train_as_graph(self, inputs):
+        from nfnet_keras.tensorflow_fusion import convolve_standardized, is_large
+
+        bias = ops.copy(self.bias) if self.use_bias else None
+        if not is_large(self.kernel):
+            return self._convolve_in_training(inputs, self.standardized_kernel(), bias)
+        function = _standardize_with_gradient(*_floor(self.kernel.shape, self.epsilon, self.variance_epsilon))
+
+        def convolve(inputs, kernel, bias):
+            return self._convolve_in_training(inputs, ops.cast(kernel, self.compute_dtype), bias)
+
+        return convolve_standardized(function, convolve, inputs, ops.copy(self.kernel), self._scaled_gain(), bias)
+
+    def _convolve_in_training(self, inputs, kernel, bias):
+        if self._is_matrix_product:
             from nfnet_keras.tensorflow_fusion import convolve_pixels
 
-            outputs = convolve_pixels(inputs, kernel, self.bias)
-        else:
-            outputs = self.convolve(inputs, kernel, fuses)
-            if self.use_bias:
-                shape = (1, -1, 1, 1) if self.data_format == "channels_first" else (1, 1, 1, -1)
-                outputs = ops.add(outputs, ops.reshape(self.bias, shape))
-        return outputs if self.activation is None else self.activation(outputs)
+            return convolve_pixels(inputs, kernel, bias)
+        return self._with_bias(self.convolve(inputs, kernel, True), bias)
+
+    def _with_bias(self, outputs, bias):
+        if not self.use_bias:
+            return outputs
+        shape = (1, -1, 1, 1) if self.data_format == "channels_first" else (1, 1, 1, -1)
+        return ops.add(outputs, ops.reshape(bias, shape))
 
     def convolution_op(self, inputs, kernel):
         return self.convolve(inputs, self.standardized_kernel())
