@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: train test slow lint clean
+.PHONY: train test slow lint docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/nfnet train $(ARGS)
@@ -30,6 +30,9 @@ slow: $(VENV)/.installed-test
 	KERAS_BACKEND=torch $(BIN)/python -m pytest -m slow tests/applications $(ARGS)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow" $(LATER) $(ARGS)
 	KERAS_BACKEND=torch $(BIN)/python -m pytest -m "not slow" $(LATER) $(ARGS)
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet -e ".[dev]"

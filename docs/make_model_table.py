@@ -1,12 +1,13 @@
-"""Writes the table of models in README.md: `python docs/make_model_table.py`."""
+"""Writes the tables of models in README.md and docs/models.md: `python docs/make_model_table.py`."""
 
 import json
 from pathlib import Path
 
 from nfnet_keras.applications.registry import get_row, list_models
-from nfnet_keras.checkpoints.manifest import published
+from nfnet_keras.checkpoints.manifest import published, shipped_words
 
 README = Path(__file__).parents[1] / "README.md"
+ALL_MODELS = Path(__file__).parent / "models.md"
 COSTS = Path(__file__).parents[1] / "nfnet_keras" / "applications" / "costs.json"
 BEGIN = "<!-- Made by docs/make_model_table.py. -->\n"
 END = "<!-- End of what docs/make_model_table.py made. -->\n"
@@ -26,8 +27,14 @@ def _cells(name: str, cost: dict[str, int]) -> tuple[str, ...]:
         f"{cost['multiply_adds'] / 1e9:.2f} G",
         f"{row.train_size} / {row.test_size}",
         top1,
-        _SOURCES[weights.format] if weights else "none",
+        _source(name),
     )
+
+
+def _source(name: str) -> str:
+    weights = published(name)
+    sources = [_SOURCES[weights.format]] if weights else []
+    return ", ".join([*sources, *(f'ours (`"{word}"`)' for word in shipped_words(name))]) or "none"
 
 
 def _order(name: str) -> tuple:
@@ -37,18 +44,25 @@ def _order(name: str) -> tuple:
     return families.index(plain) if plain in families else len(families), plain, [int(number) for number in digits]
 
 
-def table() -> str:
-    """Returns the table of all models, in Markdown."""
+def named_in_the_readme() -> list[str]:
+    """Returns the networks of the README's table: those with weights, but for timm's copies of the authors'."""
+    models = [name for name in list_models() if published(name) or shipped_words(name)]
+    return [name for name in models if not name.startswith("timm_dm_")]
+
+
+def table(names: list[str]) -> str:
+    """Returns a table of models, in Markdown."""
     costs = json.loads(COSTS.read_text(encoding="utf-8"))
-    rows = [_HEAD, ("---",) * len(_HEAD), *(_cells(name, costs[name]) for name in sorted(list_models(), key=_order))]
+    rows = [_HEAD, ("---",) * len(_HEAD), *(_cells(name, costs[name]) for name in sorted(names, key=_order))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-def page(text: str) -> str:
-    """Returns the README with the table that belongs there."""
+def page(text: str, names: list[str]) -> str:
+    """Returns a page with the table that belongs there."""
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}{table(names)}{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    README.write_text(page(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, names in ((README, named_in_the_readme()), (ALL_MODELS, list_models())):
+        path.write_text(page(path.read_text(encoding="utf-8"), names), encoding="utf-8")

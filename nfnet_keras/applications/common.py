@@ -185,6 +185,16 @@ def _arguments(builder: Callable) -> str:
     return f"Args:{entries}\n"
 
 
+def _example(name: str, title: str) -> str:
+    # timm's that have no constructor of their own in the package are asked for by name.
+    call = f'create_model("{name}", ' if title == name else f"{title}("
+    return (
+        "Example:\n\n>>> import nfnet_keras as nfk\n"
+        f">>> model = nfk.{call}weights=None, input_shape=(64, 64, 3), classes=10)\n"
+        ">>> model.output_shape\n(None, 10)\n"
+    )
+
+
 def make_constructor(builder: Callable, variant, title: str, about: str) -> Callable[..., NormalizerFreeModel]:
     """Makes and registers the constructor of one row: the family's builder with the row filled in."""
 
@@ -202,7 +212,7 @@ def make_constructor(builder: Callable, variant, title: str, about: str) -> Call
         if published(variant.name)
         else ("No weights were published for it: pass `weights=None`, or the path of a file.\n\n")
     )
-    constructor.__doc__ = f"Builds {title}: {about}\n\n{missing}{_arguments(builder)}"
+    constructor.__doc__ = f"Builds {title}: {about}\n\n{missing}{_arguments(builder)}\n{_example(variant.name, title)}"
     register(variant.name, constructor, variant)
     return constructor
 

@@ -28,6 +28,12 @@ class NFRegNetVariant:
         group_width: Channels of a group of the 3 x 3 convolutions.
         expansion: Width of a block's 3 x 3 convolution as a multiple of its input channels (1 in the first block).
         width: Factor on all widths.
+
+    Example:
+
+    >>> from nfnet_keras.applications.nf_regnet import VARIANTS
+    >>> VARIANTS["nf_regnet_b0"].test_size
+    224
     """
 
     name: str

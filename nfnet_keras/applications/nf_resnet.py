@@ -27,6 +27,12 @@ class NFResNetVariant:
         train_size: Height and width of training images.
         test_size: Height and width of test images, the default input.
         width: Factor on the widths (64, 128, 256, 512) of the stages and 16 of the stem.
+
+    Example:
+
+    >>> from nfnet_keras.applications.nf_resnet import VARIANTS
+    >>> VARIANTS["nf_resnet50"].channels
+    (256, 512, 1024, 2048)
     """
 
     name: str

@@ -29,6 +29,12 @@ class NFNetVariant:
         group_width: Channels of a group of the 3 x 3 convolutions.
         expansion: Width of a block's 3 x 3 convolutions as a share of its output channels.
         stem_widths: Channels of the first three convolutions.
+
+    Example:
+
+    >>> from nfnet_keras.applications.nfnet import VARIANTS
+    >>> VARIANTS["nfnet_f0"].depths
+    (1, 2, 6, 3)
     """
 
     name: str
@@ -116,7 +122,8 @@ def NFNet(  # noqa: N802 (keras.applications names constructors like classes)
     Args:
         variant: The row: widths, depths, sizes.
         include_top: Whether to end in global average pooling, dropout and the classifier. Defaults to `True`.
-        weights: `"imagenet"` for the published weights, downloaded once and kept; `None` for random ones; or the path
+        weights: `"imagenet"` for the published weights, downloaded once and kept; `None` for random ones; `"digits"`,
+            for `nfnet_tiny` alone, for those that come with this package, trained on handwritten digits; or the path
             of a file, told apart by its content: the authors' checkpoint, timm's `.safetensors`, Keras's `.weights.h5`
             or `.keras`. Files for other classes keep everything but the classifier. Published weights were
             trained with the defaults of the options below. Defaults to `"imagenet"`.

@@ -49,6 +49,12 @@ def get_constructor(name: str) -> Callable:
 
     Raises:
         ValueError: If there is none; the message names the nearest ones.
+
+    Example:
+
+    >>> import nfnet_keras as nfk
+    >>> nfk.applications.get_constructor("nfnet_f0") is nfk.NFNetF0
+    True
     """
     if name not in _CONSTRUCTORS:
         nearest = _nearest(str(name))

@@ -41,6 +41,12 @@ class TimmVariant:
         crop: Rule for the crop of a test image.
         mean: Mean of red, green and blue in [0, 1] that preprocessing takes off.
         stddev: What it then divides by.
+
+    Example:
+
+    >>> from nfnet_keras.applications.timm import VARIANTS
+    >>> VARIANTS["timm_nfnet_l0"].test_size
+    288
     """
 
     name: str

@@ -17,8 +17,15 @@ from nfnet_keras.applications.registry import get_constructor
 from nfnet_keras.checkpoints import cache
 from nfnet_keras.checkpoints.formats import open_checkpoint
 from nfnet_keras.checkpoints.loading import Loaded, load_checkpoint
-from nfnet_keras.checkpoints.manifest import models_with_weights, published
+from nfnet_keras.checkpoints.manifest import (
+    models_with_shipped,
+    models_with_weights,
+    published,
+    shipped,
+    shipped_words,
+)
 from nfnet_keras.checkpoints.names import is_own
+from nfnet_keras.checkpoints.shipped import shipped_path
 from nfnet_keras.checkpoints.stored import Checkpoint, CheckpointError
 from nfnet_keras.checkpoints.writing import save_checkpoint
 
@@ -44,7 +51,8 @@ def find_weights(weights: str | os.PathLike | None, name: str) -> Source | None:
     """Finds what the `weights` argument names, and downloads it if need be.
 
     Args:
-        weights: `None`, `"imagenet"`, or the path of a file.
+        weights: `None`, `"imagenet"`, a word for weights that come with this package (`"digits"`), or the path of a
+            file.
         name: The model's name in `list_models()`.
 
     Returns:
@@ -64,10 +72,13 @@ def find_weights(weights: str | os.PathLike | None, name: str) -> Source | None:
         ) from None
     if path == IMAGENET:
         return _published(name)
+    if path in shipped_words():
+        return _shipped(name, path)
     path = os.path.expanduser(path)
     if not os.path.exists(path):
         raise ValueError(
             f"`weights` must be None, '{IMAGENET}' or the path of a file. There is no file {path!r} (model '{name}')."
+            f"{_or_shipped(name)}"
         )
     return Source(open_checkpoint(path))
 
@@ -76,7 +87,7 @@ def _published(name: str) -> Source:
     if published(name) is None:
         raise ValueError(
             f"No weights were published for '{name}' (weights='{IMAGENET}'). Pass weights=None for random ones, or the "
-            f"path of a file. Published weights are there for: {', '.join(models_with_weights())}."
+            f"path of a file. Published weights are there for: {', '.join(models_with_weights())}.{_or_shipped(name)}"
         )
     path = _cached(name)
     try:
@@ -85,6 +96,24 @@ def _published(name: str) -> Source:
         # Damaged on the disk since it was written: it is made anew, once.
         cache.forget(name)
         return _open_converted(name, _cached(name))
+
+
+def _or_shipped(name: str) -> str:
+    """The sentence of an error that says which weights of a network come with this package; empty if none do."""
+    found = [shipped(name, word) for word in shipped_words(name)]
+    return "".join(
+        f" weights='{one.weights}' comes with this package: trained on {one.training_data}." for one in found
+    )
+
+
+def _shipped(name: str, word: str) -> Source:
+    weights = shipped(name, word)
+    if weights is None:
+        raise ValueError(
+            f"weights='{word}' is for {', '.join(models_with_shipped(word))} alone. Received: model '{name}'"
+        )
+    metadata = {"class_names": list(weights.class_names), "crop": weights.crop}
+    return Source(dataclasses.replace(open_checkpoint(shipped_path(weights)), metadata=metadata), name)
 
 
 def _cached(name: str) -> str:

@@ -23,6 +23,11 @@ class Loaded:
         head: Whether the classifier was set.
         file_classes: Classes of the file's classifier, or `None`.
         adapted_channels: Channels of the input that the first kernel was adapted to, or `None`.
+
+    Example:
+
+    >>> Loaded(parameters=8, head=False, file_classes=10, adapted_channels=None).head
+    False
     """
 
     parameters: int

@@ -16,7 +16,8 @@ class Checksum:
         algorithm: A name that `hashlib` knows: "md5" or "sha256".
         value: Hexadecimal digits; None if only the server states them, when the file is fetched.
         source: "publisher" if they were published apart from the file, "server" if the server that sends the file
-            states them: that finds damage on the way, not a file that was exchanged.
+            states them: that finds damage on the way, not a file that was exchanged. "package" for files that come
+            with this package.
 
     Example:
 
@@ -126,6 +127,44 @@ class PublishedWeights:
         return base.rstrip("/") + parts.path + (f"?{parts.query}" if parts.query else "")
 
 
+@dataclass(frozen=True)
+class ShippedWeights:
+    """One file that this project trained and that comes with the package.
+
+    Args:
+        model: The model's name, as for `nfnet_keras.create_model`.
+        weights: The word that `weights=` knows it by.
+        file: Its name in the folder `weights` of the source.
+        checksum: How it is checked.
+        licence: SPDX identifier of the weights' licence.
+        source: The program that made it.
+        training_data: What the weights were trained on.
+        class_names: Names of the classifier's outputs.
+        parameters: How many parameters it holds.
+        top1: Share of the held-out images that are recognised, in percent.
+        image_size: Side in pixels of the images that it was trained on.
+        crop: How images were brought to that size, as in `nfnet_keras.data.Preprocessing`.
+
+    Example:
+
+    >>> shipped("nfnet_tiny", "digits").class_names
+    ('0', '1', '2', '3', '4')
+    """
+
+    model: str
+    weights: str
+    file: str
+    checksum: Checksum
+    licence: str
+    source: str
+    training_data: str
+    class_names: tuple[str, ...]
+    parameters: int
+    top1: float
+    image_size: int
+    crop: str
+
+
 def _parse(entry: dict) -> PublishedWeights:
     images = entry["preprocessing"]
     preprocessing = Preprocessing(
@@ -142,10 +181,27 @@ def _parse(entry: dict) -> PublishedWeights:
     )
 
 
+def _read() -> dict[str, list[dict]]:
+    return json.loads(Path(__file__).with_name("manifest.json").read_text(encoding="utf-8"))
+
+
 @functools.cache
 def _manifest() -> dict[str, PublishedWeights]:
-    text = Path(__file__).with_name("manifest.json").read_text(encoding="utf-8")
-    return {entry["model"]: _parse(entry) for entry in json.loads(text)["files"]}
+    return {entry["model"]: _parse(entry) for entry in _read()["files"]}
+
+
+@functools.cache
+def _shipped() -> tuple[ShippedWeights, ...]:
+    return tuple(
+        ShippedWeights(
+            **{
+                **entry,
+                "checksum": Checksum(**entry["checksum"]),
+                "class_names": tuple(entry["class_names"]),
+            }
+        )
+        for entry in _read()["shipped"]
+    )
 
 
 def published(model_name: str) -> PublishedWeights | None:
@@ -179,3 +235,58 @@ def models_with_weights() -> list[str]:
     ['nfnet_f0', 'nfnet_f1']
     """
     return sorted(_manifest())
+
+
+def shipped(model_name: str, weights: str) -> ShippedWeights | None:
+    """Finds weights that come with this package.
+
+    Args:
+        model_name: Such as "nfnet_tiny".
+        weights: The word for them, such as "digits".
+
+    Returns:
+        What is known of the file, or None if there is none.
+
+    Example:
+
+    >>> shipped("nfnet_tiny", "digits").licence
+    'Apache-2.0'
+    >>> shipped("nfnet_f0", "digits") is None
+    True
+    """
+    found = (entry for entry in _shipped() if (entry.model, entry.weights) == (model_name, weights))
+    return next(found, None)
+
+
+def shipped_words(model_name: str | None = None) -> list[str]:
+    """Words that `weights=` takes for files that come with this package.
+
+    Args:
+        model_name: The model that they are for; None for those of all models. Defaults to None.
+
+    Returns:
+        The words, sorted.
+
+    Example:
+
+    >>> shipped_words("nfnet_tiny"), shipped_words("nfnet_f0")
+    (['digits'], [])
+    """
+    return sorted({entry.weights for entry in _shipped() if model_name in (None, entry.model)})
+
+
+def models_with_shipped(weights: str) -> list[str]:
+    """Names of the models that this package ships weights of that word for.
+
+    Args:
+        weights: The word, such as "digits".
+
+    Returns:
+        The names, sorted.
+
+    Example:
+
+    >>> models_with_shipped("digits")
+    ['nfnet_tiny']
+    """
+    return sorted(entry.model for entry in _shipped() if entry.weights == weights)

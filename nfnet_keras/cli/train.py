@@ -28,7 +28,7 @@ _HELP = {
     "image_size": "side of the training images in pixels; without --test-size, of the test images too",
     "learning_rate": "peak learning rate at this batch size",
     "seed": "seed of everything random (0)",
-    "weights": "weights to begin with: imagenet, or the path of a file",
+    "weights": "weights to begin with: imagenet, digits (of nfnet_tiny), or the path of a file",
 }
 
 

@@ -50,7 +50,7 @@ def replica_seed(generator: keras.random.SeedGenerator) -> keras.random.SeedGene
 class Dropout(keras.layers.Dropout):
     """`keras.layers.Dropout` that draws another mask on each replica of a `tf.distribute` strategy.
 
-    Args:
+    Keyword Args:
         rate: Share of the inputs that is dropped, in [0, 1].
         noise_shape: As for `keras.layers.Dropout`.
         seed: Integer seed, or `None` for one drawn at random.

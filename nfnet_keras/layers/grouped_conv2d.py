@@ -20,9 +20,11 @@ class GroupedConv2D(keras.layers.Conv2D):
     Args:
         filters: Number of output channels.
         kernel_size: Integer or pair: height and width of the kernel.
+        **kwargs: All other arguments of `keras.layers.Conv2D`, with its defaults.
+
+    Keyword Args:
         padding: `"valid"`, `"same"`, or `"symmetric"`, which pads both sides alike whatever the stride, as PyTorch
             does: half the kernel's extent, rounded down. Defaults to `"valid"`.
-        **kwargs: All other arguments of `keras.layers.Conv2D`, with its defaults.
 
     Call arguments:
         inputs: Tensor of shape (batch, height, width, channels), or (batch, channels, height, width) with

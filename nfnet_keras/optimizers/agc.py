@@ -224,6 +224,12 @@ def clips_adaptively(optimizer) -> bool:
     """Whether an optimizer is, or holds, one that clips gradients adaptively: an `AGC` or an `SGD_AGC`.
 
     An optimizer that was wrapped in an `AGC` is none by itself: it can be wrapped again, with other settings.
+
+    Example:
+
+    >>> sgd = keras.optimizers.SGD(0.1)
+    >>> clips_adaptively(sgd), clips_adaptively(AGC(sgd)), clips_adaptively(sgd)
+    (False, True, False)
     """
     clippers = [find_clipper(optimizer), *(find_clipper(leaf) for leaf in leaves(optimizer))]
     return any(clipper is not None and clipper.clip_factor is not None for clipper in clippers)

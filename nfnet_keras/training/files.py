@@ -37,9 +37,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     try:
         yield aside
         # Without this a power cut may keep the new name and lose the bytes.
-        _to_disk(aside)
+        to_disk(aside)
         os.replace(aside, path)
-        _to_disk(path.parent)
+        to_disk(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -64,7 +64,14 @@ def remove_leftovers(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Has a file or a folder's list of names written to the disk before it returns.
+
+    Example:
+
+    >>> import tempfile
+    >>> to_disk(Path(tempfile.mkdtemp()))
+    """
     if os.name == "nt" and path.is_dir():
         # Windows opens no folders.
         return

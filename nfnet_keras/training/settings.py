@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from nfnet_keras.applications.registry import get_constructor, get_row
+from nfnet_keras.checkpoints.manifest import shipped_words
 from nfnet_keras.data import Augment
 from nfnet_keras.distribution import NAMES
 from nfnet_keras.training.errors import TrainingError
@@ -31,7 +32,8 @@ class Settings:
         data: Folder of class folders, `tfds:NAME`, `tfrecord:PATTERN`, or `None` for the embedded set.
         seed: Seed of everything random.
         recipe: How to train.
-        weights: Weights to begin with: `"imagenet"` or the path of a file; `None` for random ones. Defaults to `None`.
+        weights: Weights to begin with: `"imagenet"`, `"digits"` or the path of a file; `None` for random ones. Defaults
+            to `None`.
         data_dir: Folder where TensorFlow Datasets keeps its sets; `None` for its own choice. Defaults to `None`.
         cache: Where decoded input is kept between epochs: `"memory"`, a folder, or `None` for nowhere. Defaults to
             `None`.
@@ -144,8 +146,8 @@ def settings(
         seed: Seed of everything random. Defaults to `0`.
         recipe: Name of a recipe, or one of your own. Defaults to "finetune" where weights are given, to "digits"
             without data, to the network's own recipe, if there is one, for `tfds:` and `tfrecord:`, else to "folder".
-        weights: Weights to begin with: `"imagenet"` or the path of a file, or of a run's folder. Defaults to random
-            ones.
+        weights: Weights to begin with: `"imagenet"`, `"digits"`, the path of a file, or of a run's folder. Defaults to
+            random ones.
         data_dir: As in `Settings`. Defaults to `None`.
         cache: As in `Settings`. Defaults to `None`.
         strategy: As in `Settings`. Defaults to `"one"`.
@@ -206,7 +208,8 @@ def settings(
 
 
 # What is no path on this machine, though it stands where a path may.
-_NO_PATHS = {"data": DATA_SPECS, "weights": ("imagenet",), "data_dir": ("gs://",), "cache": ("memory", "gs://")}
+_WEIGHTS = ("imagenet", *shipped_words())
+_NO_PATHS = {"data": DATA_SPECS, "weights": _WEIGHTS, "data_dir": ("gs://",), "cache": ("memory", "gs://")}
 
 
 def placed(values: Mapping) -> dict:
@@ -264,8 +267,9 @@ def _fitted(base: Recipe, fits: bool, model: str, data: str | None, recipe: Reci
 
 def _check_weights(recipe: Recipe, weights: str | None) -> None:
     if weights is not None:
-        if weights != "imagenet" and not os.path.exists(weights):
-            raise ValueError(f"`weights` must be 'imagenet' or the path of a file. There is no file {weights!r}")
+        if weights not in _WEIGHTS and not os.path.exists(weights):
+            words = ", ".join(map(repr, _WEIGHTS))
+            raise ValueError(f"`weights` must be {words} or the path of a file. There is no file {weights!r}")
         return
     for name in ("head_epochs", "freeze_stages"):
         if getattr(recipe, name):
