@@ -22,7 +22,7 @@ PORTABLE := tests/layers tests/optimizers tests/test_model.py tests/test_sam.py 
 	tests/checkpoints/test_haiku.py tests/checkpoints/test_loading.py tests/checkpoints/test_stem.py
 
 # The same of what takes long to compile.
-LATER := tests/test_remat.py tests/test_folding.py
+LATER := tests/test_remat.py tests/test_folding.py tests/diagnostics
 
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)

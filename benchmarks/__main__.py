@@ -3,9 +3,9 @@
     python -m benchmarks [SUITE ...] [--rounds 5] [--quick] [--device cpu|gpu] [--environments DIR] [--out DIR]
                          [--authors DIR]
 
-Suites: inference, training, memory, startup, scaling, input, headline; all of them unless some are named. Peers are
-installed from PyPI into environments of their own, once. The authors' program is on no registry: `--authors` names a
-checkout of <https://github.com/google-deepmind/deepmind-research>, and without it that side is left out.
+Suites: inference, training, memory, startup, scaling, input, headline, export; all of them unless some are named. Peers
+are installed from PyPI into environments of their own, once. The authors' program is on no registry: `--authors` names
+a checkout of <https://github.com/google-deepmind/deepmind-research>, and without it that side is left out.
 
 Nothing else should run on the machine meanwhile. Exit status 1 says that a suite or a side could not be run.
 """
@@ -23,7 +23,7 @@ import traceback
 from benchmarks import machine
 from benchmarks.results import Requirement, Result, add_options, matrix_rates, merged, report
 
-SUITES = ("inference", "training", "memory", "startup", "scaling", "input", "headline")
+SUITES = ("inference", "training", "memory", "startup", "scaling", "input", "headline", "export")
 
 
 @dataclasses.dataclass

@@ -46,6 +46,9 @@ from nfnet_keras.applications.nfnet import (
 )
 from nfnet_keras.applications.timm import ECANFNetL0, ECANFNetL1, ECANFNetL2, ECANFNetL3, NFNetL0
 from nfnet_keras.complexity import multiply_adds
+from nfnet_keras.diagnostics.explaining import grad_cam, overlay_heatmap
+from nfnet_keras.diagnostics.signals import SignalPropagation, plot_signals, signal_propagation
+from nfnet_keras.exporting import export
 from nfnet_keras.folding import fold_weight_standardization
 from nfnet_keras.inference import Predictor
 from nfnet_keras.model import NormalizerFreeModel
@@ -93,15 +96,21 @@ __all__ = [
     "NFResNet600",
     "NormalizerFreeModel",
     "Predictor",
+    "SignalPropagation",
     "__version__",
     "applications",
     "checkpoints",
     "create_model",
     "distribution",
+    "export",
     "fold_weight_standardization",
+    "grad_cam",
     "layers",
     "list_models",
     "multiply_adds",
     "optimizers",
+    "overlay_heatmap",
+    "plot_signals",
     "replace_head",
+    "signal_propagation",
 ]

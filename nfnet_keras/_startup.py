@@ -32,6 +32,17 @@ if is_command_line():
     # For all lines after the first; read once, when TensorFlow is loaded.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":
-        with _silent_stderr():
-            import keras  # noqa: F401
-            import tensorflow  # noqa: F401 (reads the images under every backend)
+        try:
+            with _silent_stderr():
+                import keras  # noqa: F401
+                import tensorflow  # noqa: F401 (reads the images under every backend)
+        except ModuleNotFoundError as error:
+            if error.name not in ("jax", "torch"):
+                raise
+            # A traceback through Keras says nothing that this line does not.
+            print(
+                f"nfnet: error: KERAS_BACKEND={error.name}, and {error.name} is not installed. Install it "
+                f'(pip install "nfnet-keras[{error.name}]"), or set KERAS_BACKEND=tensorflow',
+                file=sys.stderr,
+            )
+            sys.exit(1)

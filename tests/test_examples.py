@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -66,3 +67,20 @@ def test_clipping_trains_at_a_rate_that_is_too_large_without_it(tmp_path):
     rate = max(example.QUICK.learning_rates)
     ends = {row["network"]: row["accuracy"] for row in rows if row["learning_rate"] == rate}
     assert ends[example.PLAIN] < 0.3 < 0.7 < ends[example.CLIPPED]
+
+
+def test_signals_are_measured_and_drawn(tmp_path):
+    example = load("signal_propagation")
+    depths = (2, 2, 4, 1)
+    reports = example.main(tmp_path / "signals.png", depths)
+    assert (tmp_path / "signals.png").read_bytes().startswith(b"\x89PNG")
+    free, plain, normalised = ([row.variance for row in reports[name].rows[1:]] for name in reports)
+    np.testing.assert_allclose(free, example.expected_variances(depths, example.ALPHA), rtol=0.15)
+    assert plain[-1] > 50 * plain[0]
+    assert max(normalised) < 10
+    ends = [row.branch_variance for row in reports[example.BATCH_NORM].rows[1:]]
+    assert max(ends) < 2 * min(ends)
+
+
+def test_the_picture_of_signals_is_small():
+    assert (DOCS / "signal_propagation.png").stat().st_size < 150_000

@@ -6,7 +6,7 @@ The small NFNet learns the digits 0 to 4 of scikit-learn's handwritten digits, a
 steps. Beside the file of weights, nfnet_tiny-digits.safetensors, comes nfnet_tiny-digits.json: how it was made, its
 SHA-256 (which belongs into nfnet_keras/checkpoints/manifest.json), its accuracy on held-out images, and what
 fine-tuning it on ten images of each of the digits 5 to 9 gives, beside the same network from scratch. The same machine
-gives the same file again. Takes three minutes on a core.
+gives the same file again. Takes a minute on a core.
 """
 
 import argparse

@@ -123,10 +123,10 @@ def NFNet(  # noqa: N802 (keras.applications names constructors like classes)
         variant: The row: widths, depths, sizes.
         include_top: Whether to end in global average pooling, dropout and the classifier. Defaults to `True`.
         weights: `"imagenet"` for the published weights, downloaded once and kept; `None` for random ones; `"digits"`,
-            for `nfnet_tiny` alone, for those that come with this package, trained on handwritten digits; or the path
-            of a file, told apart by its content: the authors' checkpoint, timm's `.safetensors`, Keras's `.weights.h5`
-            or `.keras`. Files for other classes keep everything but the classifier. Published weights were
-            trained with the defaults of the options below. Defaults to `"imagenet"`.
+            for `nfnet_tiny` alone, for those that come with this package, trained on the handwritten digits 0 to 4
+            (`classes=5`); or the path of a file, told apart by its content: the authors' checkpoint, timm's
+            `.safetensors`, Keras's `.weights.h5` or `.keras`. Files for other classes keep everything but the
+            classifier. Published weights were trained with the defaults of the options below. Defaults to `"imagenet"`.
         input_tensor: Keras tensor to build on: an `keras.Input` or the output of a layer. Defaults to `None`.
         input_shape: (height, width, channels), at least 32 x 32; sizes may be `None`. Weights adapt to other numbers of
             channels than three. Defaults to the published test size with three channels; without top to

@@ -3,9 +3,14 @@
 MODEL is a name that `nfnet list` knows, a .keras file, or the folder of a run of `nfnet train`. A network by name is
 laid out without its weights, so the largest takes seconds. Multiply-adds are those of convolutions and matrix products,
 as the papers count them. Networks of other origin are listed by their layers.
+
+With --signal it computes, and prints how the signal propagates: means and variances of the channels by depth, for
+images of noise (mean 0, variance 1). A network by name is at its initialisation, but for skip gains of 1 in place of 0.
 """
 
+import dataclasses
 import json
+import math
 import re
 import sys
 import warnings
@@ -14,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from absl import flags
 
 from nfnet_keras.cli.opening import load, model_file, only_model
+from nfnet_keras.cli.pictures import picture_path, write_picture
 
 ARGUMENTS = "MODEL"
 
@@ -28,7 +34,19 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("image_size", None, "side of the image in pixels; without it, the network's own", **options)
     flags.DEFINE_boolean("json", False, "print JSON", **options)
     flags.DEFINE_boolean("layers", False, "list every layer that has parameters or multiply-adds", **options)
-    flags.DEFINE_alias("image-size", "image_size", flag_values=values)
+    flags.DEFINE_boolean("signal", False, "measure how the signal propagates, and print that instead", **options)
+    flags.DEFINE_string("picture", None, "with --signal: the file of a picture to write, such as signal.png", **options)
+    flags.DEFINE_float(
+        "skip_gain",
+        None,
+        "with --signal: what to take the learnt factors at the ends of the residual branches for; without it, 1 for a "
+        "network by name, where they start at 0 and every block would be its shortcut, and a saved model's own",
+        **options,
+    )
+    flags.DEFINE_integer("images", 8, "with --signal: how many images of noise", lower_bound=1, **options)
+    flags.DEFINE_integer("seed", 0, "with --signal: seed of the images and of a network by name", **options)
+    for name in ("image_size", "skip_gain"):
+        flags.DEFINE_alias(name.replace("_", "-"), name, flag_values=values)
     return values
 
 
@@ -37,6 +55,11 @@ def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     name = only_model(arguments)
     if values.image_size is not None and values.image_size < 1:
         raise ValueError(f"--image-size must be at least 1, not {values.image_size}")
+    if values.signal:
+        return _signal(name, values)
+    for flag in ("picture", "skip_gain"):
+        if getattr(values, flag) is not None:
+            raise ValueError(f"--{flag.replace('_', '-')} goes with --signal")
     report = _report(name, values.image_size)
     for text in report["notes"]:
         print(f"nfnet inspect: note: {text}", file=sys.stderr)
@@ -47,6 +70,52 @@ def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     else:
         print(_text(report, values.layers))
     return 0
+
+
+def _signal(name: str, values: flags.FlagValues) -> int:
+    import keras
+    import numpy as np
+
+    from nfnet_keras import create_model, signal_propagation
+
+    if values.layers:
+        raise ValueError("--layers does not go with --signal")
+    picture = None if values.picture is None else picture_path(values.picture, "--picture")
+    path = model_file(name, "only whole models can be inspected")
+    gain = values.skip_gain
+    if path is None:
+        size = {} if values.image_size is None else {"input_shape": (values.image_size, values.image_size, 3)}
+        keras.utils.set_random_seed(values.seed)
+        model, state, gain = (
+            create_model(name, weights=None, **size),
+            "at initialisation",
+            1.0 if gain is None else gain,
+        )
+    else:
+        model, state = load(path), "as saved"
+    shapes = _input_shapes(model, values.image_size)
+    rng = np.random.default_rng(values.seed)
+    images = [rng.standard_normal((values.images, *shape), dtype="float32") for shape in shapes]
+    report = signal_propagation(model, images if len(images) > 1 else images[0], skip_gain=gain, batch_size=8)
+    about = f"{state}, {values.images} images of noise, {_shape(shapes)}, seed {values.seed}"
+    if picture is not None:
+        changed = f"; {report.note}" if report.note else ""
+        write_picture(report.plot(title=f"{report.network}, {about}{changed}"), picture)
+    if values.json:
+        settings = {"state": state, "images": values.images, "seed": values.seed, "skip_gain": gain}
+        rows = [{key: _finite(value) for key, value in dataclasses.asdict(row).items()} for row in report.rows]
+        sizes = list(map(list, shapes))
+        told = {"model": report.network, "source": path or name, "input_shape": sizes[0] if len(sizes) == 1 else sizes}
+        print(json.dumps({**told, **settings, "rows": rows}, indent=2))
+    else:
+        print(f"{report.network}: {about}")
+        print(report)
+    return 0
+
+
+def _finite(value):
+    """JSON has no infinity, which the variance of a network without normalisation can reach."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _report(name: str, image_size: int | None) -> dict:

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure a network on images whose classes are known",
     "predict": "name what is in images",
     "convert": "convert weights between the authors' files, timm's and Keras's",
+    "export": "write a network as SavedModel, ONNX, LiteRT or OpenVINO, for programs without Keras",
     "inspect": "print a network's stages, parameters and multiply-adds",
     "list": "list the networks and where their weights come from",
 }

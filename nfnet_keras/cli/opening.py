@@ -184,9 +184,13 @@ def printable(text) -> str:
 
 def _by_name(name: str, weights: str | None, image_size: int | None):
     from nfnet_keras import create_model
+    from nfnet_keras.checkpoints.manifest import shipped
 
-    shape = {} if image_size is None else {"input_shape": (image_size, image_size, 3)}
-    return create_model(name, weights=weights or "imagenet", **shape)
+    options = {} if image_size is None else {"input_shape": (image_size, image_size, 3)}
+    own = shipped(name, weights)
+    if own is not None:
+        options["classes"] = len(own.class_names)
+    return create_model(name, weights=weights or "imagenet", **options)
 
 
 def _from_file(path: str, name: str, weights: str | None, image_size: int | None):

@@ -3,6 +3,9 @@
 Each IMAGE is a file (JPEG, PNG, GIF, BMP, WebP) or a folder, which is searched with all its subfolders. Without flags
 NFNet-F0 names the likeliest of ImageNet's 1000 classes; with --model=FOLDER, the folder of a run of `nfnet train`, the
 trained network names its own. An image that cannot be read is named and passed over; the exit status is then 1.
+
+--explain=OUT.png also draws where in each image the network saw the likeliest class (Grad-CAM): the image as the
+network gets it, and beside it the same under a heat map. All images come into one picture.
 """
 
 import json
@@ -15,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from nfnet_keras.cli.opening import class_names, folded, open_classifier, printable
+from nfnet_keras.cli.pictures import picture_path, write_picture
 
 ARGUMENTS = "IMAGE..."
 
@@ -26,6 +30,10 @@ _FEW = 4
 
 # Handing it to OpenVINO takes eight seconds, and saves half a tenth of one for each image.
 _MANY = 200
+
+# One picture of more pairs would be taller than 50 inches.
+_MOST_EXPLAINED = 30
+_LONGEST_TITLE = 48
 
 
 def define_flags() -> flags.FlagValues:
@@ -46,6 +54,12 @@ def define_flags() -> flags.FlagValues:
         f"start; auto takes it for more than {_MANY} images, where it is installed",
         **options,
     )
+    flags.DEFINE_string(
+        "explain",
+        None,
+        f"file of a picture to write: where in the images, {_MOST_EXPLAINED} at most, the likeliest class was seen",
+        **options,
+    )
     flags.DEFINE_integer("batch_size", 8, "images that the network sees at once", lower_bound=1, **options)
     flags.DEFINE_integer("image_size", None, "side of the images in pixels, if not the network's", **options)
     for name in ("batch_size", "image_size"):
@@ -56,9 +70,14 @@ def define_flags() -> flags.FlagValues:
 def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     """Runs `nfnet predict` and returns its exit status."""
     files = _image_files(arguments)
+    picture = None if values.explain is None else picture_path(values.explain, "--explain", files)
+    if picture is not None and len(files) > _MOST_EXPLAINED:
+        raise ValueError(f"--explain draws {_MOST_EXPLAINED} images at most; these are {len(files)}")
     model, preprocessing = open_classifier(values.model, values.weights, values.image_size, "--model=NAME")
+    if picture is not None:
+        _check_layers(model)
     names, ids = class_names(model)
-    found, damaged = [], 0
+    found, likeliest, damaged = [], {}, 0
     engine = "keras" if values.engine == "auto" and len(files) <= _MANY else values.engine
     for file, outcome in _outcomes(model, files, preprocessing, values.batch_size, engine):
         if isinstance(outcome, ValueError):
@@ -68,12 +87,15 @@ def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
             damaged += 1
             continue
         best = _best(outcome, names, ids, values.top)
+        likeliest[file] = best[0]
         if values.json:
             found.append({"file": file, "predictions": best})
         else:
             _print_table(file, best)
     if values.json:
         print(json.dumps(found, indent=2))
+    if picture is not None and likeliest:
+        _explain(model, likeliest, preprocessing, values.batch_size, picture)
     if damaged:
         print(f"nfnet predict: error: {damaged} of {len(files)} images could not be read", file=sys.stderr)
     return 1 if damaged else 0
@@ -163,6 +185,34 @@ def _by_keras(model, compiled: bool):
     if compiled or keras.backend.backend() != "tensorflow":
         return model.predict_on_batch
     return lambda batch: model(batch, training=False)
+
+
+def _check_layers(model) -> None:
+    from nfnet_keras.diagnostics.graph import functional
+
+    if functional(model) is None:
+        raise ValueError(f"--explain needs a model whose layers Keras knows; this one is a {type(model).__name__}")
+
+
+def _explain(model, likeliest: dict[str, dict], preprocessing, batch_size: int, path) -> None:
+    """Draws where in each file its likeliest class was seen."""
+    from nfnet_keras.data.evaluation import load_for
+    from nfnet_keras.diagnostics.explaining import grad_cam, plot_explanations
+
+    files = list(likeliest)
+    images = np.stack([load_for(file, preprocessing) for file in files])
+    classes = [likeliest[file]["class"] for file in files]
+    maps = [
+        grad_cam(model, images[start : start + batch_size], classes[start : start + batch_size])
+        for start in range(0, len(files), batch_size)
+    ]
+    pixels = images * np.asarray(preprocessing.stddev_rgb) + np.asarray(preprocessing.mean_rgb)
+    titles = []
+    for best in likeliest.values():
+        name = printable(best["name"])
+        short = name if len(name) <= _LONGEST_TITLE else name[: _LONGEST_TITLE - 3] + "..."
+        titles.append(f"{short}: {100 * best['probability']:.1f} %")
+    write_picture(plot_explanations(np.rint(pixels), np.concatenate(maps), titles), path)
 
 
 def _best(probabilities: np.ndarray, names: list[str], ids: list[str] | None, top: int) -> list[dict]:

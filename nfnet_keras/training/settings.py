@@ -253,6 +253,9 @@ def _fitted(base: Recipe, fits: bool, model: str, data: str | None, recipe: Reci
         # The small network's published size is the digits'; photographs need more.
         sizes = {"image_size": 64, "test_size": 64}
     values = {}
+    if model == TINY and "evaluation_crop" not in asked and base.evaluation_crop == "resize_crop_32":
+        # Of an image this small the 32 pixels would be half of each side.
+        values["evaluation_crop"] = "training"
     if recipe.image_size is None or (not fits and "image_size" not in asked):
         values["image_size"] = sizes["image_size"]
     if "test_size" not in asked and base.test_size is not None:

@@ -20,6 +20,9 @@ from nfnet_keras import data
 from nfnet_keras.checkpoints import CheckpointError
 from nfnet_keras.checkpoints import shipped as module
 from nfnet_keras.checkpoints.manifest import models_with_shipped, shipped, shipped_words
+from nfnet_keras.cli.main import main
+from nfnet_keras.training import settings
+from nfnet_keras.training.building import new_model
 from nfnet_keras.training.evaluating import evaluate
 
 pytestmark = pytest.mark.skipif(
@@ -182,13 +185,26 @@ def test_setup_ships_it():
     assert f"weights/{WEIGHTS.file}" in files and all((ROOT / name).is_file() for name in files)
 
 
-@pytest.mark.slow
-def test_a_run_begins_with_it(program, tmp_path):
-    from nfnet_keras.training import settings, train
+def test_a_run_begins_with_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = settings(model="nfnet_tiny", weights="digits", image_size=32)
+    assert config.recipe.name == "finetune"
+    with pytest.warns(UserWarning, match="classifier"):
+        model = new_model(config, ("cat", "dog"))
+    wanted = nfk.NFNetTiny(weights="digits", include_top=False).get_weights()
+    # All but the classifier's kernel and bias.
+    for got, value in zip(model.get_weights()[:-2], wanted, strict=True):
+        np.testing.assert_array_equal(got, value)
+    with pytest.raises(ValueError, match=r"'imagenet', 'digits' or the path of a file. There is no file .*numbers"):
+        settings(model="nfnet_tiny", weights="numbers")
 
-    config = settings(model="nfnet_tiny", weights="digits", recipe="finetune", image_size=32, epochs=1)
-    assert config.weights == "digits"
-    assert train(config, tmp_path / "run")["test_accuracy"] > 0
+
+def test_predict_has_its_classes(capsys, tmp_path):
+    digits = data.digits().test
+    path = tmp_path / "four.png"
+    keras.utils.save_img(path, digits.images[np.flatnonzero(digits.labels == 4)[0]], scale=False)
+    assert main(["predict", str(path), "--model=nfnet_tiny", "--weights=digits", "--top=1"]) == 0
+    assert re.search(r"1 +\d\d\.\d\d % +4$", capsys.readouterr().out.strip())
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 
 import keras
+import numpy as np
 import pytest
 
 import nfnet_keras as nfk
@@ -149,3 +150,58 @@ def test_a_folder_does_not_hide_a_network(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nfnet_tiny").mkdir()
     assert report(capsys, "nfnet_tiny")["parameters"] == 526477
+
+
+def signal(capsys, *arguments):
+    return json.loads(inspect(capsys, "--signal", *arguments, "--json"))
+
+
+def test_the_signal_of_a_network_by_name(capsys, tmp_path):
+    picture = tmp_path / "signal.png"
+    text = inspect(capsys, "--signal", "nfnet_tiny", f"--picture={picture}", "--images=3")
+    assert text.startswith("nfnet_tiny: at initialisation, 3 images of noise, 32 x 32 x 3, seed 0\n")
+    assert "skip gains taken for 1" in text and "branch variance" in text
+    assert len(text.splitlines()) == 2 + 1 + 6
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert list(tmp_path.iterdir()) == [picture]
+    told, other = (signal(capsys, "nfnet_tiny", "--images=3", f"--seed={seed}") for seed in (0, 1))
+    assert told["rows"] != other["rows"]
+    assert (told["state"], told["skip_gain"], told["input_shape"]) == ("at initialisation", 1.0, [32, 32, 3])
+    # With the seed, it is the network and the images that Python makes.
+    keras.utils.set_random_seed(0)
+    model = nfk.create_model("nfnet_tiny", weights=None)
+    images = np.random.default_rng(0).standard_normal((3, 32, 32, 3), dtype="float32")
+    rows = nfk.signal_propagation(model, images, skip_gain=1.0).rows
+    np.testing.assert_allclose([row["variance"] for row in told["rows"]], [row.variance for row in rows], rtol=1e-4)
+    closed = signal(capsys, "nfnet_tiny", "--skip-gain=0", "--image-size=64")
+    assert (closed["skip_gain"], closed["input_shape"]) == (0.0, [64, 64, 3])
+    assert closed["rows"][3]["variance"] == pytest.approx(closed["rows"][4]["variance"], rel=1e-5)
+
+
+def test_the_signal_of_a_saved_model(capsys, saved):
+    told = signal(capsys, saved)
+    model = keras.models.load_model(saved)
+    images = np.random.default_rng(0).standard_normal((8, 48, 48, 3), dtype="float32")
+    rows = nfk.signal_propagation(model, images).rows
+    np.testing.assert_allclose([row["variance"] for row in told["rows"]], [row.variance for row in rows], rtol=1e-4)
+    assert (told["state"], told["skip_gain"]) == ("as saved", None)
+
+
+def test_numbers_that_json_does_not_have(capsys, tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, keras.layers.Rescaling(1e30)(inputs))
+    model.save(tmp_path / "model.keras")
+    assert signal(capsys, tmp_path / "model.keras")["rows"][0]["variance"] is None
+
+
+def test_what_does_not_go_with_signal(capsys, tmp_path):
+    (tmp_path / "there.png").mkdir()
+    for arguments, words in (
+        (("nfnet_tiny", "--picture=a.png"), "--picture goes with --signal"),
+        (("nfnet_tiny", "--skip-gain=1"), "--skip-gain goes with --signal"),
+        (("nfnet_tiny", "--signal", "--layers"), "--layers"),
+        (("nfnet_tiny", "--signal", f"--picture={tmp_path / 'a.txt'}"), "a.txt"),
+        (("nfnet_tiny", "--signal", f"--picture={tmp_path / 'there.png'}"), "there.png"),
+        (("nfnet_tiny", "--signal", f"--picture={tmp_path / 'no' / 'a.png'}"), "does not exist"),
+    ):
+        assert words in failure(capsys, *arguments)

@@ -176,3 +176,14 @@ def test_numbers_of_errors_are_left_out():
     from nfnet_keras.cli.main import _one_line
 
     assert _one_line(FileNotFoundError(2, "there is no such file", "a.npz")) == "there is no such file: 'a.npz'"
+
+
+def test_a_backend_that_is_not_installed_is_said_in_one_line(tmp_path):
+    (tmp_path / "jax.py").write_text("raise ModuleNotFoundError('there is none', name='jax')")
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    environment |= {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    command = [sys.executable, "-m", "nfnet_keras", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [done.stderr.strip()]
+    assert 'pip install "nfnet-keras[jax]"' in done.stderr

@@ -257,3 +257,83 @@ def test_a_file_of_weights_is_no_model(capsys, pictures, tmp_path):
     nfk.create_model("nfnet_tiny", weights=None, classes=3).save_weights(tmp_path / "tiny.weights.h5")
     said = failure(capsys, pictures / "a.png", f"--model={tmp_path / 'tiny.weights.h5'}")
     assert "--model=NAME --weights=" in said
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory):
+    """A saved network of two classes, for what is bright in the middle and what is not, with a map of 8 x 8."""
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.AveragePooling2D(4, name="map")(inputs)
+    outputs = keras.layers.Dense(2, "softmax", name="predictions")(keras.layers.GlobalAveragePooling2D()(x))
+    model = nfk.NormalizerFreeModel(inputs, outputs)
+    model.layers[-1].set_weights([np.array([[1.0, -1.0]] * 3), np.array([0.0, 0.0])])
+    model.metadata = {**METADATA, "class_names": ["$\\frac{bright}$", "dark"], "crop": "squash_1.0"}
+    path = tmp_path_factory.mktemp("explained") / "model.keras"
+    model.save(path)
+    return model, str(path)
+
+
+def test_an_explanation_in_a_picture(capsys, explained, tmp_path, monkeypatch):
+    model, path = explained
+    drawn = {}
+    monkeypatch.setattr("nfnet_keras.cli.predict.write_picture", lambda figure, path: drawn.update({path: figure}))
+    pixels = np.full((32, 32, 3), 124, np.uint8)
+    pixels[:8, 24:] = 250
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert main(["predict", str(tmp_path / "a.png"), f"--model={path}", f"--explain={tmp_path / 'why.png'}"]) == 0
+    assert "bright" in capsys.readouterr().out.splitlines()[1]
+    (figure,) = drawn.values()
+    seen, covered = (axes.images[0].get_array() for axes in figure.axes)
+    # The picture as it is, and the colour of the hottest over the bright corner alone.
+    np.testing.assert_array_equal(seen, pixels)
+    assert (np.abs(covered[4, 28].astype(int) - [125 + 64, 125, 125]) <= 1).all()
+    assert (np.abs(covered[16:, :16].astype(int) - 124) <= 8).all()
+    image = load_for(tmp_path / "a.png", Preprocessing.from_metadata(model.metadata))
+    probability = float(np.max(keras.ops.convert_to_numpy(model(image[None]))))
+    assert figure.axes[0].get_title(loc="left") == f"$\\frac{{bright}}$: {100 * probability:.1f} %"
+
+
+def test_explanations_of_many_images(capsys, explained, pictures, tmp_path):
+    picture = tmp_path / "why.png"
+    picture.write_bytes(b"old")
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes((pictures / "a.png").read_bytes()[:60])
+    arguments = ["predict", str(pictures), f"--model={explained[1]}", f"--explain={picture}", "--json"]
+    assert main([*arguments, "--batch-size=2"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 5
+    written = picture.read_bytes()
+    assert written.startswith(b"\x89PNG")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["damaged.png", "why.png"]
+    assert main([*arguments, str(damaged)]) == 1
+    assert len(json.loads(capsys.readouterr().out)) == 5
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(capsys, explained, pictures, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def full(self, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    picture = tmp_path / "why.png"
+    picture.write_bytes(b"old")
+    assert main(["predict", str(pictures / "a.png"), f"--model={explained[1]}", f"--explain={picture}"]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert picture.read_bytes() == b"old" and list(tmp_path.iterdir()) == [picture]
+
+
+def test_explanations_that_are_refused(capsys, saved, explained, pictures, tmp_path):
+    copied = tmp_path / "a.png"
+    shutil.copy(pictures / "a.png", copied)
+    before = copied.read_bytes()
+    for out, words in ((copied, "one of the images"), (tmp_path / "a.txt", "a.txt"), (tmp_path / "no/a.png", "exist")):
+        assert words in failure(capsys, copied, f"--model={explained[1]}", f"--explain={out}")
+    assert words in failure(capsys, tmp_path, f"--model={explained[1]}", f"--explain={tmp_path / 'no/a.png'}")
+    assert "one of the images" in failure(capsys, tmp_path, f"--model={explained[1]}", f"--explain={copied}")
+    assert copied.read_bytes() == before
+    many = [str(copied)] * 31
+    assert "30 images at most" in failure(capsys, *many, f"--model={explained[1]}", f"--explain={tmp_path / 'b.png'}")
+    # Nothing but an average over the image: there is no map.
+    assert main(["predict", str(copied), f"--model={saved()}", f"--explain={tmp_path / 'b.png'}"]) == 1
+    assert "larger than 1 x 1" in capsys.readouterr().err
