@@ -18,11 +18,12 @@ test: $(VENV)/.installed-test
 
 # What runs on every backend is tested on every backend.
 PORTABLE := tests/layers tests/optimizers tests/test_model.py tests/test_sam.py tests/test_compile.py \
-	tests/test_complexity.py tests/applications/test_nfnet.py tests/applications/test_battery.py tests/applications/test_parity.py \
+	tests/test_complexity.py tests/applications/test_parity.py \
 	tests/checkpoints/test_haiku.py tests/checkpoints/test_loading.py tests/checkpoints/test_stem.py
 
 # The same of what takes long to compile.
-LATER := tests/test_remat.py tests/test_folding.py tests/diagnostics
+LATER := tests/test_remat.py tests/test_folding.py tests/diagnostics tests/exporting \
+	tests/applications/test_nfnet.py tests/applications/test_battery.py
 
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -29,15 +29,16 @@ class Peer:
     note: str = ""
 
 
-# timm asks for torchvision, whose wheels for PyPI bring CUDA along; no network of the benchmark uses it.
+# timm asks for torchvision, whose wheels on PyPI ask for a PyTorch with CUDA; its Python code does without.
 PEERS = {
     peer.name: peer
     for peer in (
         Peer(
             "timm",
             ("torch==2.13.0", "numpy", "safetensors", "huggingface_hub", "pyyaml", "pillow"),
-            ("timm==1.0.31",),
-            "timm runs beside a stand-in for torchvision, of which its networks and optimizers use nothing",
+            ("timm==1.0.31", "torchvision==0.29.2"),
+            "where torchvision's compiled operations do not fit PyTorch, the two that its import asks for are declared "
+            "and not loaded; nothing here uses them",
         ),
         Peer(
             "kecam",

@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterator
 
 from benchmarks import input_sides
+from benchmarks.environments import environment_for
 from benchmarks.input_sides import Case
 from benchmarks.results import Requirement, Result, main
 
@@ -42,8 +43,7 @@ CASES = (
 NOTES = {
     "ours": "training_batches, antialias=False",
     "timm": "create_loader on Pillow, as many workers as cores, FastCollateMixup; RandAugment has 15 operations, "
-    "always done, and comes before mixing; of torchvision the Python code is used, and where its compiled operations "
-    "do not fit PyTorch, the two that its import asks for are declared and not loaded",
+    "always done, and comes before mixing",
     "keras": "tf.data with Resizing, RandomCrop, RandomFlip, RandAugment, MixUp, CutMix, Normalization; no layer crops "
     "boxes of random size; RandAugment computes all of its 11 operations and picks one",
 }
@@ -131,15 +131,22 @@ def measure(process: subprocess.Popen, before: float, counted: float) -> dict[st
 
 
 def python_of(options, name: str) -> pathlib.Path:
-    """Returns the Python that a side runs with."""
-    return options.environments / "timm" / "bin" / "python" if name == "timm" else pathlib.Path(sys.executable)
+    """Returns the Python that a side runs with; makes its environment if need be."""
+    if name != "timm":
+        return pathlib.Path(sys.executable)
+    return environment_for(name, options.environments, options.device)
 
 
 def run(options) -> tuple[list[Result], list[Requirement]]:
     """Measures all sides of all cases, the sides of a case in turn."""
     # Ended from outside, it must still end the sides, which stand still.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    results, requirements = [], []
+    results, requirements, pythons = [], [], {}
+    for name in input_sides.SIDES:
+        try:
+            pythons[name] = python_of(options, name)
+        except RuntimeError as error:
+            results.append(Result("not run", name, "", [], note=str(error)))
     images, batch = (8, 4) if options.quick else (IMAGES, BATCH)
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
@@ -147,19 +154,17 @@ def run(options) -> tuple[list[Result], list[Requirement]]:
         print(f"{images} JPEG files of {mean / 1024:.0f} KiB on average", file=sys.stderr)
         for about, size, layers, magnitude, twice in CASES[:1] if options.quick else CASES:
             case = Case(size, batch, layers, magnitude, twice, options.seed)
-            found = _one_case(options, about, case, folder)
+            found = _one_case(options, about, case, folder, pythons)
             results += found
             requirements += _requirements(about, found)
     return results, requirements
 
 
-def _one_case(options, about: str, case: Case, folder: pathlib.Path) -> list[Result]:
+def _one_case(options, about: str, case: Case, folder: pathlib.Path, pythons: dict[str, pathlib.Path]) -> list[Result]:
     cores = os.cpu_count()
     seconds = (0.0, 0.1) if options.quick else (BEFORE, COUNTED)
     with contextlib.ExitStack() as stack:
-        sides = {
-            name: stack.enter_context(side(name, python_of(options, name), folder, case)) for name in input_sides.SIDES
-        }
+        sides = {name: stack.enter_context(side(name, python, folder, case)) for name, python in pythons.items()}
         rounds = [
             {name: measure(process, *seconds) for name, process in sides.items()} for _ in range(options.rounds + 1)
         ][1:]

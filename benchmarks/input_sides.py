@@ -71,7 +71,9 @@ def timm(folder: pathlib.Path, case: Case) -> tuple[Iterable, str]:
     """Returns timm's own loader over its own dataset, on as many worker processes as there are cores."""
     import torch
 
-    library = _torchvision(torch)
+    from benchmarks.sides.torchvision_code import load_torchvision
+
+    library = load_torchvision()
     import PIL
     import timm
     import torchvision
@@ -103,27 +105,6 @@ def timm(folder: pathlib.Path, case: Case) -> tuple[Iterable, str]:
     loader.keeps = library
     versions = f"timm {timm.__version__}, PyTorch {torch.__version__}, torchvision {torchvision.__version__}"
     return loader, f"{versions}, Pillow {PIL.__version__}"
-
-
-def _torchvision(torch) -> object | None:
-    """Makes torchvision's Python code importable where its compiled operations do not load.
-
-    The package index has it for CUDA only; beside a PyTorch for CPUs the import ends at the missing operation `nms`,
-    which no transform uses. Declaring it is enough.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as problem:
-        if "torchvision::nms" not in str(problem):
-            raise
-    else:
-        return None
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
 
 
 def keras(folder: pathlib.Path, case: Case) -> tuple[Iterable, str]:

@@ -1,14 +1,10 @@
 """The side of timm, on PyTorch."""
 
-import importlib.machinery
-import importlib.util
-import sys
-from unittest import mock
-
 import numpy as np
 
 from benchmarks.sides import Way
 from benchmarks.sides.serving import MatrixProduct, Side, serve
+from benchmarks.sides.torchvision_code import load_torchvision
 
 
 def _way(name: str, compiled: bool, channels_last: bool, precision: str = "float32", **options) -> Way:
@@ -31,25 +27,6 @@ def training_ways() -> list[Way]:
     return [*ways, _way(", no AGC", False, True, agc=False)]
 
 
-def _stand_in_for_torchvision() -> None:
-    # timm imports it for its data sets and transforms, which no network touches.
-    if importlib.util.find_spec("torchvision") is not None:
-        return
-
-    class Finder:
-        def find_spec(self, name, path=None, target=None):
-            found = name.partition(".")[0] == "torchvision"
-            return importlib.machinery.ModuleSpec(name, self, is_package=True) if found else None
-
-        def create_module(self, spec):
-            return mock.MagicMock(name=spec.name)
-
-        def exec_module(self, module):
-            return
-
-    sys.meta_path.append(Finder())
-
-
 def _versions() -> dict[str, str]:
     import timm
     import torch
@@ -61,7 +38,7 @@ class TimmSide(Side):
     """A network of timm, and a way to run or to train it."""
 
     def __init__(self, request: dict):
-        _stand_in_for_torchvision()
+        self._library = load_torchvision()
         import timm
         import torch
         from safetensors.torch import load_file
