@@ -65,6 +65,7 @@ class Predictor:
         openvino = engine == "openvino" or (engine == "auto" and installed and readable and runs_on_cpu())
         self.engine = "openvino" if openvino else "keras"
         self.dtype = dtype
+        self._shape = tuple(model.inputs[0].shape) if len(model.inputs) == 1 else None
         self._run = (_openvino if self.engine == "openvino" else _keras)(model, dtype)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -75,8 +76,16 @@ class Predictor:
 
         Returns:
             float32 array of shape (batch, ...).
+
+        Raises:
+            ValueError: If the images have another shape than the model takes.
         """
-        return self._run(np.ascontiguousarray(images, "float32"))
+        images = np.ascontiguousarray(images, "float32")
+        # OpenVINO would take any size.
+        wanted = images.shape if self._shape is None else self._shape
+        if len(wanted) != images.ndim or any(n not in (None, m) for n, m in zip(wanted, images.shape, strict=True)):
+            raise ValueError(f"The model takes images of shape {wanted}. Received: {images.shape}")
+        return self._run(images)
 
     def predict(self, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
         """Returns the network's outputs for any number of images, `batch_size` at a time.

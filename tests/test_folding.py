@@ -174,6 +174,11 @@ def test_predictor_refuses(options, words):
         predictor.predict(IMAGES[:0])
     with pytest.raises(ValueError, match="batch_size=0"):
         predictor.predict(IMAGES, batch_size=0)
+    for images in (IMAGES[:, :20, :20], IMAGES[..., :1], IMAGES[0]):
+        # OpenVINO would take them.
+        predictor._run = lambda images: images
+        with pytest.raises(ValueError, match="takes images of shape"):
+            predictor.predict(images)
 
 
 def test_openvino_that_is_missing_is_named(monkeypatch):

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> dict:
         "network": "nfnet_tiny",
         "training_data": f"{old.name} of scikit-learn's handwritten digits, {len(old.train)} images",
         "recipe": {
-            "optimizer": "SGD_AGC, Nesterov momentum 0.9, weight decay 2e-5, clip_factor 0.02",
+            "optimizer": "SGD_AGC, Nesterov momentum 0.9, weight decay 2e-5, clip_factor 0.02, eps 0.1",
             "learning_rate": f"{LEARNING_RATE}, warm-up over a tenth of the steps, cosine to 0",
             "batch_size": transfer.BATCH,
             "steps": options.steps,

@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Callable
 
 import keras
+import numpy as np
 
 from nfnet_keras.applications.registry import register
 from nfnet_keras.applications.weights import Source, load_weights
@@ -223,7 +224,7 @@ def preprocess_input(x, data_format: str | None = None):
     Source: the authors' code (the same constants as torchvision's and timm's).
 
     Args:
-        x: Array or tensor of images, RGB, values 0 to 255. An array may be changed in place.
+        x: Array or tensor of images, RGB, values 0 to 255. It is left as it is.
         data_format: `"channels_last"`, `"channels_first"` or `None` for Keras's setting.
 
     Returns:
@@ -236,4 +237,19 @@ def preprocess_input(x, data_format: str | None = None):
     >>> float(preprocess_input(np.full((1, 1, 1, 3), 255.0))[0, 0, 0, 0].round(3))
     2.249
     """
-    return keras.applications.imagenet_utils.preprocess_input(x, data_format=data_format, mode="torch")
+    return normalized(x, data_format, "torch")
+
+
+def normalized(x, data_format: str | None, mode: str):
+    """Keras's `preprocess_input` in one of its modes, on a copy.
+
+    Example:
+
+    >>> pixels = np.zeros((1, 1, 1, 3))
+    >>> float(normalized(pixels, None, "tf")[0, 0, 0, 0]), float(pixels[0, 0, 0, 0])
+    (-1.0, 0.0)
+    """
+    if isinstance(x, np.ndarray):
+        # Keras would change an array of floats in place, and a notebook's cell run twice would do it twice.
+        x = x.copy()
+    return keras.applications.imagenet_utils.preprocess_input(x, data_format=data_format, mode=mode)

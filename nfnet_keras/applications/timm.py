@@ -267,7 +267,7 @@ def preprocess_input(x, data_format: str | None = None, *, model: str = "timm_nf
     Source: timm's configurations. All have ImageNet's mean and deviation but `timm_test_nfnet`, which has 0.5 and 0.5.
 
     Args:
-        x: Array or tensor of images, RGB, values 0 to 255. An array may be changed in place.
+        x: Array or tensor of images, RGB, values 0 to 255. It is left as it is.
         data_format: `"channels_last"`, `"channels_first"` or `None` for Keras's setting.
         model: Name of the network. Defaults to `"timm_nfnet_l0"`.
 
@@ -283,7 +283,7 @@ def preprocess_input(x, data_format: str | None = None, *, model: str = "timm_nf
     """
     if get_row(model).mean == common.MEAN:
         return common.preprocess_input(x, data_format)
-    return keras.applications.imagenet_utils.preprocess_input(x, data_format=data_format, mode="tf")
+    return common.normalized(x, data_format, "tf")
 
 
 _NAMES = {"timm_nfnet_l0": "NFNetL0", **{f"timm_eca_nfnet_l{level}": f"ECANFNetL{level}" for level in range(4)}}

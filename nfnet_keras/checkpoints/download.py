@@ -60,7 +60,7 @@ class _PassingError(Exception):
 
 
 def _error(what: str, url: str) -> DownloadError:
-    return DownloadError(f"{what} ({url}). The file can also be fetched by hand and its path passed: weights='PATH'.")
+    return DownloadError(f"{what} ({url}). The file can also be fetched by hand and its path passed as `weights`.")
 
 
 def _check_address(url: str, origin: str = "") -> None:

@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 
 from absl import flags
@@ -74,8 +75,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _guarded(name: str, command, arguments: tuple) -> int:
+    def remark(message, category, *place, **more) -> None:
+        # Where in the program a remark for users comes from is nothing to them.
+        print(f"nfnet {name}: {message}" if category is UserWarning else message, file=sys.stderr)
+
     try:
-        return command.run(*arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = remark
+            return command.run(*arguments)
     except KeyboardInterrupt:
         print(f"nfnet {name}: stopped", file=sys.stderr)
         return 130

@@ -4,6 +4,7 @@
 """
 
 import os
+import zipfile
 from collections.abc import Sequence
 
 
@@ -85,6 +86,8 @@ def load(path: str):
     except Exception as error:
         # Keras has no error of its own for a damaged file: zipfile's, h5py's, KeyError and others come through.
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if os.path.isfile(path) and not zipfile.is_zipfile(path):
+            first = "it is no .keras file, or a part of one: damaged or cut short"
         raise ValueError(f"the model {path!r} cannot be loaded ({first})") from error
 
 

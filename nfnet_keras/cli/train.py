@@ -5,7 +5,7 @@ Without flags it trains the small NFNet on the embedded set, scikit-learn's hand
 on a folder that has a folder of JPEG or PNG images for each class; a fifth of each class is held out, or the folders
 train/ and test/ are used where they exist. --data=tfds:NAME is a set of TensorFlow Datasets, --data=tfrecord:PATTERN
 files of records. The run's folder then holds model.keras, metrics.json, metrics.csv and curves.png. Ctrl-C stops after
-the step in flight and keeps what was learnt; --resume goes on from there.
+the step in flight and keeps what was learnt in a checkpoint; --resume goes on from there to the model.
 
 --recipe names how to train; --list-recipes lists what there is. Each of its values can be given by a flag of its name,
 or in a YAML or JSON file with --config; flags come before the file, the file before the recipe. --dry-run shows all
@@ -95,7 +95,11 @@ def run(values: flags.FlagValues) -> int:
     except KeyboardInterrupt as interrupt:
         if not interrupt.args:
             raise
-        print(f"\nStopped; what was learnt is in {out}. Go on with: nfnet train --resume --out={out}", file=sys.stderr)
+        print(
+            f"\nStopped; the checkpoints in {out} hold what was learnt. To go on, and to get a model: "
+            f"nfnet train --resume --out={out}",
+            file=sys.stderr,
+        )
         return 128 + int(interrupt.args[0] or signal.SIGINT)
     except (RuntimeError, ValueError, OSError):
         # Off the line of the progress bar.

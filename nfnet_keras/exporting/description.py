@@ -55,7 +55,8 @@ def describe(model: keras.Model, network: keras.Model, format: str, include_prep
     size = shape[1] or metadata.get("image_size")
     if size and "crop" in metadata:
         interpolation = metadata.get("interpolation", "bicubic")
-        description["input"]["made_by"] = crop_in_words(metadata["crop"], size, interpolation)
+        made_by = crop_in_words(metadata["crop"], size, interpolation)
+        description["input"]["made_by"] = f"turn upright by the EXIF orientation, drop alpha, {made_by}"
     metadata["image_size"] = size
     return json.loads(json.dumps({**description, **metadata}, default=str))
 

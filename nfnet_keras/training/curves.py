@@ -32,7 +32,7 @@ def plot_curves(rows: Sequence[dict], path: Path, title: str) -> None:
     marker = "o" if len(rows) < 3 else None
     panels = (
         ("loss", (("loss", "training"), ("val_loss", "held out"))),
-        ("accuracy", (("accuracy", "training, mixed images"), ("val_accuracy", "held out"))),
+        ("accuracy", (("accuracy", "training, as augmented"), ("val_accuracy", "held out"))),
         ("share of units clipped by AGC", (("agc_clipped", None),)),
         ("learning rate at the end of the epoch", (("learning_rate", None),)),
     )

@@ -148,12 +148,14 @@ class _Run:
         """Says what is about to be done."""
         recipe, images = self.config.recipe, self.images
         clip = "no clipping" if recipe.clip_factor is None else f"clip factor {recipe.clip_factor}"
+        images_in_step = self.plan.batch * self.plan.accumulation
+        fewer = f" (all there are; the recipe has {recipe.batch_size})" if len(images.train) < recipe.batch_size else ""
         several = "" if self.where.replicas == 1 else f" on {self.where.replicas} replicas ({self.where.name})"
         print(
             f"Training {self.config.model} ({self.model.count_params():,} parameters) on {images.name}: "
             f"{len(images.train)} images of {len(images.class_names)} classes at {recipe.image_size} x "
             f"{recipe.image_size}, {len(images.test)} held out; {recipe.epochs} epochs, batches of "
-            f"{recipe.batch_size}{several}, {clip}, seed {self.config.seed}.",
+            f"{images_in_step}{fewer}{several}, {clip}, seed {self.config.seed}.",
             flush=True,
         )
         if self.progress.position:

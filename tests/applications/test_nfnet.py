@@ -171,8 +171,10 @@ def test_a_row_of_ones_own():
 def test_preprocess_input():
     x = np.random.default_rng(0).uniform(0, 255, (2, 3, 4, 3)).astype("float32")
     expected = (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(preprocess_input(x.copy()), expected, rtol=1e-4, atol=1e-5)
-    first = preprocess_input(x.transpose(0, 3, 1, 2).copy(), data_format="channels_first")
+    kept = x.copy()
+    np.testing.assert_allclose(preprocess_input(x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(x, kept)
+    first = preprocess_input(x.transpose(0, 3, 1, 2), data_format="channels_first")
     np.testing.assert_allclose(first, expected.transpose(0, 3, 1, 2), rtol=1e-4, atol=1e-5)
     got = ops.convert_to_numpy(preprocess_input(ops.convert_to_tensor(x)))
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)

@@ -72,7 +72,7 @@ def test_existing_file_is_replaced_only_by_a_right_one(server, get, target, body
 @pytest.mark.parametrize("status", [403, 404, 410])
 def test_refusal_is_final(server, get, target, status, waits):
     url = server.add("/file", {"status": status})
-    with pytest.raises(DownloadError, match=rf"answered {status} .*{url}.*weights='PATH'"):
+    with pytest.raises(DownloadError, match=rf"answered {status} .*{url}.*passed as `weights`"):
         get(url)
     assert (len(server.requests), waits) == (1, [])
     assert left(target) == []

@@ -98,6 +98,21 @@ def test_it_is_right_as_often_as_is_written(program):
     assert report.top1 == pytest.approx(WEIGHTS.top1 / 100, abs=1e-4)
 
 
+def test_its_branches_are_open(program):
+    """Skip gains start at 0; clipped too hard, they stay there, and the network is its shortcuts alone."""
+    model = nfk.create_model("nfnet_tiny", weights="digits", classes=5)
+    how = data.Preprocessing.from_metadata(model.metadata)
+    held_out = program.transfer.part(data.digits(), range(5)).test
+    images, _ = next(data.evaluation_batches(held_out, 5, 32, 256, crop=how).as_numpy_iterator())
+    gains = [variable for variable in model.trainable_variables if "skip_gain" in variable.path]
+    values = [abs(float(keras.ops.convert_to_numpy(variable))) for variable in gains]
+    assert len(values) == 5 and max(values) > 0.1 and min(values) > 0.01, values
+    whole = model.predict_on_batch(images)
+    for variable in gains:
+        variable.assign(keras.ops.zeros_like(variable))
+    assert np.abs(model.predict_on_batch(images) - whole).max() > 0.01
+
+
 def test_for_other_classes_and_channels():
     with pytest.warns(UserWarning, match="a classifier of 5 classes.*one of 3"):
         model = nfk.create_model("nfnet_tiny", weights="digits", classes=3, input_shape=(64, 64, 1))

@@ -72,9 +72,9 @@ def test_what_is_written_and_printed(capsys, tmp_path, saved, pictures, name, fo
     assert "differ from Keras's by at most" in printed["check"]
     described = json.loads(Path(printed["description"]).read_text())
     assert described["class_names"] == METADATA["class_names"]
-    assert (
-        described["input"]["made_by"]
-        == "resize the shorter side to 37 (bicubic, antialiased), cut out the central 32 x 32"
+    assert described["input"]["made_by"] == (
+        "turn upright by the EXIF orientation, drop alpha, resize the shorter side to 37 (bicubic, antialiased), "
+        "cut out the central 32 x 32"
     )
     # A picture as `nfnet predict` sees it, but in pixels.
     normalised = load_for(pictures / "green/1.png", Preprocessing.from_metadata(METADATA))

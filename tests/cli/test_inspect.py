@@ -135,7 +135,7 @@ def test_refusals(capsys, tmp_path):
     assert "at least 1" in failure(capsys, "nfnet_tiny", "--image-size=0")
     assert "32 x 32" in failure(capsys, "nfnet_tiny", "--image-size=8")
     (tmp_path / "model.keras").write_bytes(b"not a model")
-    assert "model.keras" in failure(capsys, tmp_path)
+    assert "damaged or cut short" in failure(capsys, tmp_path)
     (tmp_path / "weights.h5").write_bytes(b"")
     assert "no .keras file" in failure(capsys, tmp_path / "weights.h5")
 

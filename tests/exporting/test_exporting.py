@@ -136,7 +136,7 @@ def test_pixels_and_description(tmp_path):
     assert described["class_names"] == metadata["class_names"]
     assert described["input"]["shape"] == [2, 16, 16, 3]
     assert described["input"]["pixels"] == "RGB, 0 to 255"
-    assert described["input"]["made_by"].startswith("resize the shorter side to 20 ")
+    assert described["input"]["made_by"].startswith("turn upright by the EXIF orientation")
     assert described["outputs"] == [{"kind": "probabilities", "shape": [2, 3]}]
     stored = onnx.load(str(path))
     inside = {each.key: each.value for each in stored.metadata_props}

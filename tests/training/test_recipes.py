@@ -83,6 +83,7 @@ def test_those_for_small_sets_have_their_values():
     assert values == (60, 32, 0.4, 5, 0.02)
     assert FOLDER.augment == Augment(flip=True, min_area=0.25, mixup=0.2, cutmix=1.0)
     for found in (DIGITS, FOLDER):
+        assert found.clip_eps == 0.1
         assert (found.momentum, found.weight_decay, found.ema_momentum) == (0.9, 2e-5, 0.99)
         assert (found.stochastic_depth_rate, found.evaluation_crop, found.test_size) == (0.1, "training", None)
     assert FINETUNE.peak_learning_rate == pytest.approx(0.1)

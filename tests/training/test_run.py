@@ -326,4 +326,19 @@ def test_the_main_job_reaches_98_percent_for_five_seeds(tmp_path, monkeypatch):
         result = train(settings(seed=seed), tmp_path / str(seed), verbose=0)
         found[seed] = result["test_accuracy"]
         assert result["test_images"] == 360
+        assert_branches_are_open(keras.saving.load_model(tmp_path / str(seed) / "model.keras"))
     assert min(found.values()) >= 0.98, found
+
+
+def assert_branches_are_open(model):
+    """Skip gains start at 0; if clipping held them there, the network would be its shortcuts alone."""
+    gains = [variable for variable in model.trainable_variables if "skip_gain" in variable.path]
+    assert gains and max(abs(float(keras.ops.convert_to_numpy(gain))) for gain in gains) > 0.05
+    test = data.digits().test
+    batches = data.evaluation_batches(test, 10, 32, 360, crop=data.Preprocessing.from_metadata(model.metadata))
+    images = next(batches.as_numpy_iterator())[0]
+    whole = model.predict_on_batch(images)
+    for gain in gains:
+        gain.assign(keras.ops.zeros_like(gain))
+    cut = model.predict_on_batch(images)
+    assert np.abs(cut - whole).max() > 0.01

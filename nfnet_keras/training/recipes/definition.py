@@ -38,7 +38,8 @@ class Recipe:
         scale_learning_rate: Whether the peak grows with the batch size; otherwise `learning_rate` is the peak. Defaults
             to `True`.
         final_learning_rate: Learning rate at the end of the cosine. Defaults to `0.0`.
-        clip_eps: Floor of a unit's weight norm in AGC. Defaults to `1e-3`.
+        clip_eps: Floor of a unit's weight norm in AGC. The paper's 1e-3 is for 100,000 steps; runs of some hundred from
+            scratch need 0.1, or the skip gains stay near 0. Defaults to `1e-3`.
         nesterov: Whether the momentum is Nesterov's. Defaults to `True`.
         dropout_rate: Dropout before the classifier; `None` for the network's own. Defaults to `None`.
         test_size: Side of the test images in pixels; `None` for that of the training images. Defaults to `None`.

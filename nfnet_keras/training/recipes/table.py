@@ -15,6 +15,11 @@ _RANDAUGMENT = ((4, 5), (4, 10), (4, 10), (4, 15), (4, 15), (4, 15), (4, 15))
 # Distorted boxes of at least 8 % of the image, flip, half MixUp and half CutMix from twice the batch.
 _MIXED = Augment(flip=True, min_area=0.08, mixup=0.2, cutmix=1.0, mix_from_twice=True)
 
+# The floor of a unit's weight norm in AGC, for runs of some hundred or thousand steps. A skip gain starts at 0, and the
+# gradient of a step can move it by clip_factor * floor * learning rate at most: with the paper's 1e-3, which is for
+# 112,000 steps, the residual branches would still be shut at the end.
+_SHORT_RUN_CLIP_EPS = 0.1
+
 # The embedded set: 1,437 small scans of digits, which must not be mirrored. Small batches bear a larger clip factor
 # than the paper's 0.01 at 4096 images (its section 4.1).
 DIGITS = Recipe(
@@ -26,6 +31,7 @@ DIGITS = Recipe(
     learning_rate=0.8,
     warmup_epochs=3,
     clip_factor=0.02,
+    clip_eps=_SHORT_RUN_CLIP_EPS,
     image_size=32,
     augment=Augment(flip=False, min_area=1.0, shift=0.1, mixup=0.2, cutmix=0.0),
     stochastic_depth_rate=0.1,
@@ -41,6 +47,7 @@ FOLDER = Recipe(
     learning_rate=0.4,
     warmup_epochs=5,
     clip_factor=0.02,
+    clip_eps=_SHORT_RUN_CLIP_EPS,
     image_size=None,
     augment=Augment(flip=True, min_area=0.25, mixup=0.2, cutmix=1.0),
     stochastic_depth_rate=0.1,
@@ -49,6 +56,8 @@ FOLDER = Recipe(
 # Some hundreds of photographs and a pretrained network. The new classifier learns alone at first, so that its random
 # beginning does not spoil what it stands on; runs of a few hundred steps need a shorter moving average. The peak of 0.1
 # at a batch of 32 is from examples/transfer.py, where 0.1 to 0.4 did about equally well and 0.8 did not.
+# Clipping keeps the paper's floor: pretrained skip gains are open already. (On the weights "digits", ten images of each
+# of five new digits, five seeds, 60 steps of all layers, peak 0.1: 93.3 ± 1.5 % with 1e-3, 93.3 ± 1.9 % with 0.1.)
 FINETUNE = Recipe(
     name="finetune",
     about="our choice, for some hundreds of photographs, from pretrained weights",
