@@ -75,9 +75,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _guarded(name: str, command, arguments: tuple) -> int:
+    shows = warnings.showwarning
+
     def remark(message, category, *place, **more) -> None:
-        # Where in the program a remark for users comes from is nothing to them.
-        print(f"nfnet {name}: {message}" if category is UserWarning else message, file=sys.stderr)
+        if category is UserWarning:
+            # Where in the program a remark for users comes from is nothing to them.
+            print(f"nfnet {name}: {message}", file=sys.stderr)
+        else:
+            shows(message, category, *place, **more)
 
     try:
         with warnings.catch_warnings():

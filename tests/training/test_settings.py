@@ -151,7 +151,9 @@ def test_settings_of_the_version_before_are_understood():
     values |= {"image_size": 32, "augment": augment, "momentum": 0.9, "weight_decay": 2e-05, "ema_momentum": 0.99}
     values |= {"label_smoothing": 0.1, "stochastic_depth_rate": 0.1}
     config = Settings.from_dict({"model": "nfnet_tiny", "data": None, "seed": 0, "recipe": values, "images": {}})
-    assert config == settings(recipe=dataclasses.replace(DIGITS, name="custom", about=""))
+    # That version had one floor for all.
+    old = dataclasses.replace(DIGITS, name="custom", about="", clip_eps=1e-3)
+    assert config == settings(recipe=old)
 
 
 @pytest.mark.parametrize("change", [lambda d: d.pop("recipe"), lambda d: d["recipe"].update(unknown=1)])
