@@ -45,6 +45,15 @@ def _gelu_in_inference(x):
     return ops.multiply(x, _gelu_gate(x))
 
 
+def _silu_in_inference(x):
+    # TensorFlow's own has a gradient of its own too.
+    return ops.multiply(x, ops.sigmoid(x))
+
+
+# The plain formulas.
+_IN_INFERENCE = {"gelu": _gelu_in_inference, "silu": _silu_in_inference}
+
+
 @ops.custom_gradient
 def _gelu_of_sigmoid(x):
     # (1 + tanh(u)) / 2 = sigmoid(2 u), so this is the tanh approximation. Written out with its gradient, it takes half
@@ -150,8 +159,8 @@ class ScaledActivation(keras.layers.Layer):
             from nfnet_keras import tensorflow_fusion
 
             return tensorflow_fusion.scaled(function, inputs, factor)
-        if function is _gelu and not training and keras.backend.backend() == "tensorflow":
-            function = _gelu_in_inference
+        if not training and keras.backend.backend() == "tensorflow":
+            function = _IN_INFERENCE.get(self.activation, function) if not exact_gelu else function
         outputs = function(inputs)
         return outputs if factor == 1.0 else ops.multiply(outputs, factor)
 
