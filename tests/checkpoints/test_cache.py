@@ -135,7 +135,7 @@ def test_unknown_model(folder):
 
 def test_offline_without_a_file(server, folder):
     server.close()
-    with pytest.raises(DownloadError, match=r"cannot be reached.*weights='PATH'"):
+    with pytest.raises(DownloadError, match=r"cannot be reached.*passed as `weights`"):
         cached(TIMM, convert, progress=False)
 
 
