@@ -24,6 +24,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import layers
+from plain_resnet import plain_resnet
 
 import nfnet_keras as nfk
 from nfnet_keras import data
@@ -97,24 +98,11 @@ def batch_normalised_resnet(depths: tuple[int, ...], widths: tuple[int, ...], mo
         A Keras model of 32 x 32 x 3 images and ten classes.
     """
 
-    def conv(channels: int, size: int, strides: int = 1):
-        options = {"use_bias": False, "kernel_initializer": "he_normal"}
-        return layers.Conv2D(channels, size, strides=strides, padding="same", **options)
-
     def act(x):
         return layers.ReLU()(layers.BatchNormalization(momentum=momentum, epsilon=1e-5)(x))
 
     inputs = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3))
-    x = conv(widths[0] // 4, 7, 2)(inputs)
-    x = layers.MaxPooling2D(3, 2, padding="same")(x)
-    for stage, (depth, channels) in enumerate(zip(depths, widths, strict=True)):
-        for block in range(depth):
-            strides = 2 if stage and not block else 1
-            out = act(x)
-            shortcut = x if block else conv(channels, 1, strides)(out)
-            out = conv(channels // 4, 1)(out)
-            out = conv(channels // 4, 3, strides)(act(out))
-            x = layers.Add()([shortcut, conv(channels, 1)(act(out))])
+    x = plain_resnet(inputs, depths, widths, act)
     x = layers.GlobalAveragePooling2D()(act(x))
     head = keras.initializers.RandomNormal(stddev=0.01)  # That of the NF-ResNet.
     x = layers.Dense(CLASSES, activation="softmax", kernel_initializer=head, name="predictions")(x)

@@ -21,6 +21,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import layers
+from plain_resnet import plain_resnet
 
 import nfnet_keras as nfk
 from nfnet_keras.applications.nf_resnet import NFResNet, NFResNetVariant
@@ -44,24 +45,11 @@ def resnet(depths: tuple[int, ...], widths: tuple[int, ...], normalised: bool) -
         A Keras model from images to the last stage's output.
     """
 
-    def conv(channels: int, size: int, strides: int = 1):
-        options = {"use_bias": False, "kernel_initializer": "he_normal"}
-        return layers.Conv2D(channels, size, strides=strides, padding="same", **options)
-
     def act(x):
         return layers.ReLU()(layers.BatchNormalization(epsilon=1e-5)(x) if normalised else x)
 
     inputs = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3))
-    x = layers.MaxPooling2D(3, 2, padding="same")(conv(widths[0] // 4, 7, 2)(inputs))
-    for stage, (depth, channels) in enumerate(zip(depths, widths, strict=True)):
-        for block in range(depth):
-            strides = 2 if stage and not block else 1
-            out = act(x)
-            shortcut = x if block else conv(channels, 1, strides)(out)
-            out = conv(channels // 4, 1)(out)
-            out = conv(channels // 4, 3, strides)(act(out))
-            x = layers.Add()([shortcut, conv(channels, 1)(act(out))])
-    return keras.Model(inputs, x)
+    return keras.Model(inputs, plain_resnet(inputs, depths, widths, act))
 
 
 def expected_variances(depths: tuple[int, ...], alpha: float) -> list[float]:

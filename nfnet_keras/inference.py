@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 from nfnet_keras.folding import fold_weight_standardization
-from nfnet_keras.layers.devices import runs_on_cpu
+from nfnet_keras.layers.devices import runs_on_cpu, usable_cores
+from nfnet_keras.shapes import fits
 
 ENGINES = ("auto", "keras", "openvino")
 
@@ -83,7 +84,7 @@ class Predictor:
         images = np.ascontiguousarray(images, "float32")
         # OpenVINO would take any size.
         wanted = images.shape if self._shape is None else self._shape
-        if len(wanted) != images.ndim or any(n not in (None, m) for n, m in zip(wanted, images.shape, strict=True)):
+        if not fits(images.shape, wanted):
             raise ValueError(f"The model takes images of shape {wanted}. Received: {images.shape}")
         return self._run(images)
 
@@ -142,12 +143,7 @@ def _openvino(model: keras.Model, dtype: str) -> Callable:
         folded.export(path, format="openvino", verbose=False)
         # Weights are mapped from the file, which must not be gone while they are needed.
         network = core.read_model(path).clone()
-    options = {
-        # On its own it leaves cores idle where it takes them for threads of one core.
-        "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
-        "PERFORMANCE_HINT": "LATENCY",
-    }
+    options = openvino_options(dtype)
     compiled: dict[tuple, Callable] = {}
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -158,3 +154,25 @@ def _openvino(model: keras.Model, dtype: str) -> Callable:
         return np.array(next(iter(compiled[images.shape](images).values())), "float32")
 
     return run
+
+
+def openvino_options(dtype: str) -> dict:
+    """Returns what OpenVINO is told when it compiles a network for a CPU.
+
+    Args:
+        dtype: `"float32"` or `"bfloat16"`, what it computes in.
+
+    Returns:
+        OpenVINO's properties.
+
+    Example:
+
+    >>> openvino_options("bfloat16")["INFERENCE_PRECISION_HINT"]
+    'bf16'
+    """
+    return {
+        # On its own it leaves cores idle where it takes them for threads of one core.
+        "INFERENCE_NUM_THREADS": usable_cores(),
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
+        "PERFORMANCE_HINT": "LATENCY",
+    }

@@ -181,6 +181,7 @@ def _parse(entry: dict) -> PublishedWeights:
     )
 
 
+@functools.cache
 def _read() -> dict[str, list[dict]]:
     return json.loads(Path(__file__).with_name("manifest.json").read_text(encoding="utf-8"))
 

@@ -110,13 +110,13 @@ def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
 
 def _files(folder: str | None) -> list[str]:
     """Returns the images of the folder by which ranges are found."""
-    from nfnet_keras.cli.predict import _image_files
+    from nfnet_keras.cli.predict import image_files
 
     if folder in (None, _DIGITS):
         return []
     if not os.path.isdir(folder):
         raise ValueError(f"--int8 takes a folder of images, and {folder!r} is none")
-    return _image_files([folder])
+    return image_files([folder])
 
 
 def _images(folder: str, files: list[str], preprocessing, pixels: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -69,7 +69,7 @@ def define_flags() -> flags.FlagValues:
 
 def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     """Runs `nfnet predict` and returns its exit status."""
-    files = _image_files(arguments)
+    files = image_files(arguments)
     picture = None if values.explain is None else picture_path(values.explain, "--explain", files)
     if picture is not None and len(files) > _MOST_EXPLAINED:
         raise ValueError(f"--explain draws {_MOST_EXPLAINED} images at most; these are {len(files)}")
@@ -101,7 +101,7 @@ def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     return 1 if damaged else 0
 
 
-def _image_files(arguments: Sequence[str]) -> list[str]:
+def image_files(arguments: Sequence[str]) -> list[str]:
     """Returns the files that are named, and those of the folders that are."""
     if not arguments:
         raise ValueError("no image is given; name files or folders: nfnet predict IMAGE...")

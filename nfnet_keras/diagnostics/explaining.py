@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from nfnet_keras.diagnostics.graph import Graph, passes
+from nfnet_keras.diagnostics.graph import Graph
+from nfnet_keras.diagnostics.passes import backward, forward
 
 # Behind the scores of the classes: what turns them into probabilities.
 _TO_PROBABILITIES = ("softmax", "sigmoid", "log_softmax")
@@ -84,9 +85,9 @@ def grad_cam(
             return value
 
         graph.run([inputs], visit, instead=instead)
-        return ops.sum(ops.cast(found[0], "float32") * mask), ()
+        return ops.sum(ops.cast(found[0], "float32") * mask)
 
-    maps, gradient, _ = passes().backward(function, model.variables)(tensors[0])
+    maps, gradient = backward(function, model.variables)(tensors[0])
     if gradient is None:
         raise ValueError(f"The scores of {model.name!r} do not depend on the output of {_name_of(graph, number)!r}.")
     maps, gradient = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in (maps, gradient))
@@ -223,7 +224,7 @@ def _scores(graph: Graph, model: keras.Model, tensors: list) -> tuple[np.ndarray
         graph.run([inputs], visit, instead=instead)
         return found[0]
 
-    scores = ops.convert_to_numpy(ops.cast(passes().forward(function, model.variables, [])(tensors[0]), "float32"))
+    scores = ops.convert_to_numpy(ops.cast(forward(function, model.variables)(tensors[0]), "float32"))
     if scores.ndim != 2:
         raise ValueError(
             "`grad_cam` takes a classifier, whose output is of shape (images, classes). "

@@ -6,11 +6,12 @@ needed.
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
+
+from nfnet_keras.shapes import fits
 
 # The class of what `keras.Model(inputs, outputs)` makes, which Keras does not name in public.
 _FUNCTIONAL = keras.src.models.Functional
@@ -122,10 +123,7 @@ class Graph:
         """
         flat, wanted = keras.tree.flatten(images), self._model.inputs
         shapes = [tuple(np.shape(x)) for x in flat]
-        right = len(flat) == len(wanted) and all(
-            len(shape) == len(tensor.shape) and all(a in (None, b) for a, b in zip(tensor.shape, shape, strict=True))
-            for shape, tensor in zip(shapes, wanted, strict=True)
-        )
+        right = len(flat) == len(wanted) and all(map(fits, shapes, (tensor.shape for tensor in wanted)))
         if not right or not all(map(len, flat)):
             raise ValueError(
                 f"The model {self._model.name!r} takes at least one image of shape "
@@ -184,20 +182,3 @@ def functional(operation) -> keras.Model | None:
     call = type(operation).call
     own = call is not _FUNCTIONAL.call and not call.__module__.startswith("nfnet_keras.")
     return None if own else operation
-
-
-def passes():
-    """Returns the module that runs a function forwards and backwards on Keras's backend.
-
-    Raises:
-        ValueError: If the backend is none of TensorFlow, JAX and PyTorch.
-
-    Example:
-
-    >>> passes().__name__.endswith("_passes")
-    True
-    """
-    backend = keras.backend.backend()
-    if backend not in ("tensorflow", "jax", "torch"):
-        raise ValueError(f"This needs Keras on TensorFlow, JAX or PyTorch. The backend is {backend!r}.")
-    return importlib.import_module(f"nfnet_keras.diagnostics.{backend}_passes")

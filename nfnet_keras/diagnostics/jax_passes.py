@@ -1,4 +1,4 @@
-"""A network run forwards and backwards on JAX, outside of training; as in `tensorflow_passes.py`."""
+"""What `passes.py` promises, on JAX."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,16 +6,7 @@ import keras
 
 
 def forward(function: Callable, variables: Sequence, changed: Sequence) -> Callable:
-    """Makes a function run without gradients, and without changing a variable.
-
-    Args:
-        function: Takes tensors and returns a structure of tensors.
-        variables: The variables that it may read.
-        changed: Pairs of a variable and the value that it is taken to have.
-
-    Returns:
-        A function of the same tensors.
-    """
+    """As in `passes.py`."""
     import jax
 
     new = {id(variable): value for variable, value in changed}
@@ -31,17 +22,7 @@ def forward(function: Callable, variables: Sequence, changed: Sequence) -> Calla
 
 
 def backward(function: Callable, variables: Sequence) -> Callable:
-    """Makes a function give the gradient of a number by a value inside of it.
-
-    Args:
-        function: Takes a function `at` and tensors. It calls `at(value)` once, goes on with what that returns, and
-            returns a number and a further structure of tensors.
-        variables: The variables that it may read.
-
-    Returns:
-        A function of the same tensors that returns the value, the gradient (zeros where the number does not depend on
-        the value) and the further structure.
-    """
+    """As in `passes.py`."""
     import jax
     import jax.numpy as jnp
 
@@ -55,11 +36,10 @@ def backward(function: Callable, variables: Sequence) -> Callable:
                 return value if change is None else value + change
 
             with keras.StatelessScope(state_mapping=list(zip(variables, state, strict=True))):
-                number, further = function(at, *tensors)
-            return number, (kept[0], further)
+                return function(at, *tensors), kept[0]
 
-        _, (value, _) = jax.eval_shape(lambda: scored(None))
-        gradient, (value, further) = jax.grad(scored, has_aux=True)(jnp.zeros(value.shape, value.dtype))
-        return value, gradient, further
+        _, value = jax.eval_shape(lambda: scored(None))
+        gradient, value = jax.grad(scored, has_aux=True)(jnp.zeros(value.shape, value.dtype))
+        return value, gradient
 
     return lambda *tensors: compiled([variable.value for variable in variables], tensors)

@@ -10,7 +10,8 @@ import numpy as np
 from keras import ops
 from keras.src.ops.numpy import Add
 
-from nfnet_keras.diagnostics.graph import Graph, Step, passes
+from nfnet_keras.diagnostics.graph import Graph, Step
+from nfnet_keras.diagnostics.passes import forward
 from nfnet_keras.diagnostics.signal_report import SignalPropagation, SignalRow, plot_signals
 from nfnet_keras.layers import Dropout, ScaledActivation, SkipGain, StochasticDepth, WSConv2D
 
@@ -219,7 +220,7 @@ def _measure(
         graph.run(inputs, visit, training)
         return found
 
-    run = passes().forward(function, variables, changed)
+    run = forward(function, variables, changed)
     images = int(tensors[0].shape[0])
     shares, parts = [], collections.defaultdict(list)
     for start in range(0, images, size):

@@ -1,4 +1,4 @@
-"""A network run forwards and backwards on TensorFlow, outside of training."""
+"""What `passes.py` promises, on TensorFlow."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,21 +7,7 @@ import tensorflow as tf
 
 
 def forward(function: Callable, variables: Sequence, changed: Sequence) -> Callable:
-    """Makes a function run without gradients, and without changing a variable.
-
-    Args:
-        function: Takes tensors and returns a structure of tensors.
-        variables: The variables that it may read.
-        changed: Pairs of a variable and the value that it is taken to have.
-
-    Returns:
-        A function of the same tensors.
-
-    Example:
-
-    >>> float(forward(lambda x: x + 1.0, [], [])(tf.constant(1.0)))
-    2.0
-    """
+    """As in `passes.py`."""
 
     def run(*tensors):
         with keras.StatelessScope(state_mapping=list(changed)):
@@ -31,23 +17,7 @@ def forward(function: Callable, variables: Sequence, changed: Sequence) -> Calla
 
 
 def backward(function: Callable, variables: Sequence) -> Callable:
-    """Makes a function give the gradient of a number by a value inside of it.
-
-    Args:
-        function: Takes a function `at` and tensors. It calls `at(value)` once, goes on with what that returns, and
-            returns a number and a further structure of tensors.
-        variables: The variables that it may read.
-
-    Returns:
-        A function of the same tensors that returns the value, the gradient (`None` where the number does not depend on
-        the value) and the further structure.
-
-    Example:
-
-    >>> square = backward(lambda at, x: (tf.reduce_sum(at(2.0 * x) ** 2), ()), [])
-    >>> [float(y) for y in square(tf.constant(3.0))[:2]]
-    [6.0, 12.0]
-    """
+    """As in `passes.py`."""
 
     def run(*tensors):
         kept = []
@@ -59,7 +29,7 @@ def backward(function: Callable, variables: Sequence) -> Callable:
                 return value
 
             with keras.StatelessScope():
-                number, further = function(at, *tensors)
-        return kept[0], tape.gradient(number, kept[0]), further
+                number = function(at, *tensors)
+        return kept[0], tape.gradient(number, kept[0])
 
     return run

@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from nfnet_keras.inference import openvino_options
+from nfnet_keras.layers.devices import usable_cores
+
 FORMATS = ("tf_saved_model", "onnx", "litert", "openvino")
 """The formats by Keras's names."""
 
@@ -105,10 +108,6 @@ def open_exported(filepath: str | os.PathLike, format: str | None = None) -> Cal
     return openers[format](os.fspath(filepath))
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _saved_model(path: str) -> Callable:
     import tensorflow as tf
 
@@ -125,7 +124,7 @@ def _onnx(path: str) -> Callable:
 
     options = onnxruntime.SessionOptions()
     # On its own it takes the machine's cores for its own, whichever of them this process may use.
-    options.intra_op_num_threads = _cores()
+    options.intra_op_num_threads = usable_cores()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})
@@ -134,8 +133,7 @@ def _onnx(path: str) -> Callable:
 def _openvino(path: str) -> Callable:
     import openvino
 
-    options = {"INFERENCE_NUM_THREADS": _cores(), "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    network = openvino.Core().compile_model(path, "CPU", options)
+    network = openvino.Core().compile_model(path, "CPU", openvino_options("float32"))
     return lambda images: [np.array(output) for output in network([images]).values()]
 
 
@@ -155,7 +153,7 @@ def _litert(path: str) -> Callable:
 
 
 def _interpreter(path: str):
-    options = {"model_path": path, "num_threads": _cores()}
+    options = {"model_path": path, "num_threads": usable_cores()}
     if importlib.util.find_spec("ai_edge_litert") is not None:
         from ai_edge_litert.interpreter import Interpreter
 

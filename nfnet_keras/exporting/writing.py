@@ -19,6 +19,7 @@ from nfnet_keras.exporting.tensorflow_onnx import write_onnx
 from nfnet_keras.folding import fold_weight_standardization
 from nfnet_keras.layers import ScaledActivation
 from nfnet_keras.layers.activations import ACTIVATION_GAINS
+from nfnet_keras.shapes import fits
 
 # Where Keras has an exporter that was found to keep the network's outputs.
 _BACKENDS = {
@@ -274,8 +275,7 @@ def _run(model, inputs, format: str):
 def _as_images(images, network, name: str) -> np.ndarray:
     images = np.asarray(images, np.float32)
     shape = tuple(network.inputs[0].shape)[1:]
-    fits = images.ndim == 4 and all(n in (None, m) for n, m in zip(shape, images.shape[1:], strict=True))
-    if not fits or not len(images):
+    if not fits(images.shape, (None, *shape)) or not len(images):
         raise ValueError(f"`{name}` must be images of shape {shape}. Received an array of shape {images.shape}")
     return images
 

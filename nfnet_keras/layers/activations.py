@@ -50,10 +50,6 @@ def _silu_in_inference(x):
     return ops.multiply(x, ops.sigmoid(x))
 
 
-# The plain formulas.
-_IN_INFERENCE = {"gelu": _gelu_in_inference, "silu": _silu_in_inference}
-
-
 @ops.custom_gradient
 def _gelu_of_sigmoid(x):
     # (1 + tanh(u)) / 2 = sigmoid(2 u), so this is the tanh approximation. Written out with its gradient, it takes half
@@ -78,6 +74,10 @@ def _gelu(x):
 
 def _exact_gelu(x):
     return ops.gelu(x, approximate=False)
+
+
+# What takes the place of a function that TensorFlow knows with a gradient of its own.
+_IN_INFERENCE = {_gelu: _gelu_in_inference, ops.silu: _silu_in_inference}
 
 
 _FUNCTIONS: dict[str, Callable] = {
@@ -160,7 +160,7 @@ class ScaledActivation(keras.layers.Layer):
 
             return tensorflow_fusion.scaled(function, inputs, factor)
         if not training and keras.backend.backend() == "tensorflow":
-            function = _IN_INFERENCE.get(self.activation, function) if not exact_gelu else function
+            function = _IN_INFERENCE.get(function, function)
         outputs = function(inputs)
         return outputs if factor == 1.0 else ops.multiply(outputs, factor)
 

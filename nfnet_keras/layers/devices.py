@@ -1,5 +1,7 @@
 """What the backend computes on, as far as layers care."""
 
+import os
+
 import keras
 
 
@@ -20,3 +22,8 @@ def trains_as_graph_on_cpu(tensor) -> bool:
     from nfnet_keras.tensorflow_fusion import compiles
 
     return compiles(tensor)
+
+
+def usable_cores() -> int:
+    """Returns how many cores this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

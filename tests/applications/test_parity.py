@@ -7,42 +7,19 @@ import keras
 import numpy as np
 import pytest
 import seeded
+import small_networks
 from keras import ops
 
 import nfnet_keras as nfk
-from nfnet_keras.applications.nf_regnet import NFRegNet, NFRegNetVariant
-from nfnet_keras.applications.nf_resnet import NFResNet, NFResNetVariant
 from nfnet_keras.checkpoints import assign_haiku, haiku_names
 
 BACKEND = keras.backend.backend()
-SMALL = {
-    "nfnet": {},
-    "nfnet_relu_nose_onconv": {
-        "activation": "relu",
-        "se_ratio": 0.25,
-        "use_two_convs": False,
-        "alpha": 0.3,
-        "final_conv_mult": 1,
-    },
-    "nf_regnet": {},
-    "nf_resnet": {},
-    "nf_seresnet": {"use_se": True, "activation": "silu"},
-}
 
 
-def small(name: str, small_nfnet):
-    options = {"classes": 10, "classifier_activation": None, "stochastic_depth_rate": 0.0, "weights": None}
-    if name.startswith("nfnet"):
-        return small_nfnet(**SMALL[name])
-    if name == "nf_regnet":
-        return NFRegNet(NFRegNetVariant("s", (16, 24, 32, 40), (1, 1, 2, 1), 0.0, 32, 32, width=1), **options)
-    return NFResNet(NFResNetVariant("s", (1, 1, 2, 1), 0.0, 32, 32, width=1), **options, **SMALL[name])
-
-
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=small_networks.SMALL)
 def seeded_small(request, small_nfnet):
     numbers = judge.numbers("models", request.param)
-    model = small(request.param, small_nfnet)
+    model = small_networks.small(request.param, small_nfnet)
     tree = json.loads(str(numbers["tree"]))
     assign_haiku(model, seeded.fill(tree, int(numbers["seed"])))
     return model, numbers, tree

@@ -10,38 +10,21 @@ import numpy as np
 import numpy_networks
 import pytest
 import seeded
+import small_networks
 from keras import layers, ops
 
 import nfnet_keras as nfk
-from nfnet_keras.applications.nf_regnet import NFRegNet, NFRegNetVariant
 from nfnet_keras.applications.nf_resnet import NFResNet, NFResNetVariant
 from nfnet_keras.checkpoints import assign_haiku
-from nfnet_keras.diagnostics.graph import Graph, passes
-
-OPTIONS = {
-    "nfnet_relu_nose_onconv": {
-        "activation": "relu",
-        "se_ratio": 0.25,
-        "use_two_convs": False,
-        "alpha": 0.3,
-        "final_conv_mult": 1,
-    },
-    "nf_seresnet": {"use_se": True, "activation": "silu"},
-}
+from nfnet_keras.diagnostics.graph import Graph
+from nfnet_keras.diagnostics.passes import forward
 
 
 def small(name: str, small_nfnet, **options):
     """One of the small networks of the golden numbers, its parameters' tree and the images."""
     numbers = judge.numbers("models", name)
     tree = seeded.fill(json.loads(str(numbers["tree"])), int(numbers["seed"]))
-    options = {"classes": 10, "classifier_activation": None, "weights": None, **OPTIONS.get(name, {}), **options}
-    options.setdefault("stochastic_depth_rate", 0.0)
-    if name.startswith("nfnet"):
-        model = small_nfnet(**options)
-    elif name == "nf_regnet":
-        model = NFRegNet(NFRegNetVariant("s", (16, 24, 32, 40), (1, 1, 2, 1), 0.0, 32, 32, width=1), **options)
-    else:
-        model = NFResNet(NFResNetVariant("s", (1, 1, 2, 1), 0.0, 32, 32, width=1), **options)
+    model = small_networks.small(name, small_nfnet, **options)
     assign_haiku(model, tree)
     return model, tree, numbers
 
@@ -252,7 +235,7 @@ def test_values_are_let_go(small_nfnet):
         most.append(sum(reference() is not None for reference in alive))
         return value
 
-    passes().forward(lambda *tensors: graph.run(tensors, visit), model.variables, [])(*graph.tensors(numbers["x"]))
+    forward(lambda *tensors: graph.run(tensors, visit), model.variables)(*graph.tensors(numbers["x"]))
     assert len(graph.steps) > 80
     # The block's input, its shortcut, what a layer takes and what it gives, and what stands in for it in its call.
     assert max(most) < 12
