@@ -1,15 +1,14 @@
 """A network on the fastest engine that a machine has for it."""
 
 import importlib.util
-import os
-import tempfile
 from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from nfnet_keras.folding import fold_weight_standardization
-from nfnet_keras.layers.devices import runs_on_cpu, usable_cores
+from nfnet_keras.layers.devices import runs_on_cpu
+from nfnet_keras.openvino_engine import openvino_engine
 from nfnet_keras.shapes import fits
 
 ENGINES = ("auto", "keras", "openvino")
@@ -67,7 +66,7 @@ class Predictor:
         self.engine = "openvino" if openvino else "keras"
         self.dtype = dtype
         self._shape = tuple(model.inputs[0].shape) if len(model.inputs) == 1 else None
-        self._run = (_openvino if self.engine == "openvino" else _keras)(model, dtype)
+        self._run = (openvino_engine if self.engine == "openvino" else _keras)(model, dtype)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Returns the network's outputs for a batch of images.
@@ -131,48 +130,3 @@ def _keras(model: keras.Model, dtype: str) -> Callable:
         return keras.ops.convert_to_numpy(outputs)
 
     return run
-
-
-def _openvino(model: keras.Model, dtype: str) -> Callable:
-    import openvino
-
-    folded = fold_weight_standardization(model, dtype="float32")
-    core = openvino.Core()
-    with tempfile.TemporaryDirectory(prefix="nfnet_keras_") as folder:
-        path = os.path.join(folder, "model.xml")
-        folded.export(path, format="openvino", verbose=False)
-        # Weights are mapped from the file, which must not be gone while they are needed.
-        network = core.read_model(path).clone()
-    options = openvino_options(dtype)
-    compiled: dict[tuple, Callable] = {}
-
-    def run(images: np.ndarray) -> np.ndarray:
-        if images.shape not in compiled:
-            network.reshape(list(images.shape))
-            compiled[images.shape] = core.compile_model(network, "CPU", options)
-        # A copy: the engine gives its own memory, which the next call overwrites.
-        return np.array(next(iter(compiled[images.shape](images).values())), "float32")
-
-    return run
-
-
-def openvino_options(dtype: str) -> dict:
-    """Returns what OpenVINO is told when it compiles a network for a CPU.
-
-    Args:
-        dtype: `"float32"` or `"bfloat16"`, what it computes in.
-
-    Returns:
-        OpenVINO's properties.
-
-    Example:
-
-    >>> openvino_options("bfloat16")["INFERENCE_PRECISION_HINT"]
-    'bf16'
-    """
-    return {
-        # On its own it leaves cores idle where it takes them for threads of one core.
-        "INFERENCE_NUM_THREADS": usable_cores(),
-        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
-        "PERFORMANCE_HINT": "LATENCY",
-    }

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nfnet_keras.inference import openvino_options
 from nfnet_keras.layers.devices import usable_cores
+from nfnet_keras.openvino_engine import openvino_options
 
 FORMATS = ("tf_saved_model", "onnx", "litert", "openvino")
 """The formats by Keras's names."""

@@ -1,9 +1,7 @@
 """A network as a file for other programs: SavedModel, ONNX, LiteRT, OpenVINO."""
 
 import dataclasses
-import functools
 import importlib.util
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +12,10 @@ from keras import ops
 
 from nfnet_keras.exporting.description import describe
 from nfnet_keras.exporting.files import check_target, finish_onnx, put_in_place, write_description, written_beside
+from nfnet_keras.exporting.operations import run_for
 from nfnet_keras.exporting.running import format_of, open_exported, quiet, runtime_of
 from nfnet_keras.exporting.tensorflow_onnx import write_onnx
 from nfnet_keras.folding import fold_weight_standardization
-from nfnet_keras.layers import ScaledActivation
-from nfnet_keras.layers.activations import ACTIVATION_GAINS
 from nfnet_keras.shapes import fits
 
 # Where Keras has an exporter that was found to keep the network's outputs.
@@ -234,7 +231,7 @@ def _network(model, format: str, include_preprocessing: bool, image_size: int | 
         x = keras.layers.Rescaling((1 / stddev).tolist(), (-mean / stddev).tolist(), name="normalisation")(x)
     try:
         x = [x] if isinstance(folded._inputs_struct, list) else x
-        network = keras.Model(images, _run(folded, x, format))
+        network = keras.Model(images, run_for(folded, x, format))
     except ValueError as error:
         if image_size is None:
             raise
@@ -242,34 +239,6 @@ def _network(model, format: str, include_preprocessing: bool, image_size: int | 
     # Keras's exporter to ONNX refuses a model that was never called.
     network(images)
     return network
-
-
-def _exported(operation, format: str) -> Callable:
-    """What stands for an operation in the file."""
-    if isinstance(operation, ScaledActivation) and operation.activation == "gelu" and format != "tf_saved_model":
-        gain = ACTIVATION_GAINS["gelu"] if operation.gain is None else operation.gain
-        factor = gain * operation.scale
-
-        def gelu(x, *args, **kwargs):
-            # Converters know Keras's own form, and make one operation of it; TensorFlow is faster with the layer's.
-            y = _gelu(x, operation.approximate, format)
-            return y if factor == 1.0 else ops.multiply(y, factor)
-
-        return gelu
-    if isinstance(operation, keras.Model) and hasattr(operation, "_run_through_graph"):
-        return lambda inputs, *args, **kwargs: _run(operation, inputs, format)
-    return operation
-
-
-def _gelu(x, approximate: bool, format: str):
-    if format == "onnx" and not approximate:
-        # TensorFlow computes it by erfc, for which ONNX has no operation and tf2onnx no way round.
-        return ops.multiply(ops.multiply(x, 0.5), ops.add(ops.erf(ops.multiply(x, math.sqrt(0.5))), 1.0))
-    return ops.gelu(x, approximate=approximate)
-
-
-def _run(model, inputs, format: str):
-    return model._run_through_graph(inputs, operation_fn=functools.partial(_exported, format=format))
 
 
 def _as_images(images, network, name: str) -> np.ndarray:

@@ -1,0 +1,91 @@
+"""OpenVINO: the network that it gets, and batches divided among cores."""
+
+import keras
+import numpy as np
+import pytest
+
+import nfnet_keras as nfk
+from nfnet_keras import openvino_engine as engine
+from nfnet_keras.layers import ScaledActivation, SqueezeExcite
+
+openvino = pytest.importorskip("openvino")
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="OpenVINO takes TensorFlow's graphs")
+IMAGES = np.random.default_rng(0).standard_normal((8, 32, 32, 3)).astype("float32")
+
+
+def types(network) -> list[str]:
+    return [node.get_type_name() for node in network.get_ops()]
+
+
+def counted(network, name: str) -> int:
+    return types(network).count(name)
+
+
+@pytest.mark.parametrize("approximate", [True, False])
+def test_gelu_is_one_operation(approximate):
+    # As several, OpenVINO runs it behind a convolution and not with it.
+    inputs = keras.Input((4, 4, 3))
+    x = keras.layers.Conv2D(5, 1)(ScaledActivation("gelu", approximate=approximate)(inputs))
+    model = keras.Model(inputs, ScaledActivation("gelu", 0.5, approximate=approximate)(x))
+    network = engine._network(model)
+    assert counted(network, "Gelu") == 2
+    assert {"Erf", "Sigmoid", "Tanh"}.isdisjoint(types(network))
+    x = 4 * IMAGES[:2, :4, :4]
+    np.testing.assert_allclose(engine.openvino_engine(model, "float32")(x), model(x), atol=3e-6)
+
+
+def test_activations_of_models_inside_of_models():
+    backbone = nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), include_top=False, pooling="avg")
+    model = keras.Sequential([keras.Input((32, 32, 3)), backbone, keras.layers.Dense(3)])
+    gelus = sum(isinstance(layer, ScaledActivation) for layer in backbone.layers)
+    assert gelus and counted(engine._network(model), "Gelu") >= gelus
+
+
+def test_means_are_poolings_where_the_size_is_known():
+    inputs = keras.Input((None, None, 6))
+    x = keras.layers.Conv2D(6, 3, padding="same")(inputs)
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(SqueezeExcite(4)(x)))
+    network = engine._network(model)
+    engine.pool_means(network)
+    assert (counted(network, "ReduceMean"), counted(network, "AvgPool")) == (2, 0)
+    network.reshape([2, 5, 7, 6])
+    engine.pool_means(network)
+    assert (counted(network, "ReduceMean"), counted(network, "AvgPool")) == (0, 2)
+    images = np.random.default_rng(1).standard_normal((2, 5, 7, 6)).astype("float32")
+    np.testing.assert_allclose(engine.openvino_engine(model, "float32")(images), model(images), atol=1e-6)
+
+
+def test_other_means_stay():
+    inputs = keras.Input((4, 5, 3))
+    model = keras.Model(inputs, keras.ops.mean(inputs, axis=3))
+    network = engine._network(model)
+    engine.pool_means(network)
+    assert counted(network, "AvgPool") == 0
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+@pytest.mark.parametrize("images", [1, 2, 4, 6, 8])
+def test_images_keep_their_places(cores, images, monkeypatch):
+    monkeypatch.setattr(engine, "usable_cores", lambda: cores)
+    inputs = keras.Input((32, 32, 3))
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(5, 3)(inputs)))
+    run = engine.openvino_engine(model, "float32")
+    for batch in (IMAGES[:images], IMAGES[:images][::-1]):
+        np.testing.assert_allclose(run(np.ascontiguousarray(batch)), model(batch), atol=1e-5)
+
+
+def test_a_batch_is_divided_where_every_core_gets_its_share(monkeypatch):
+    made, queue = [], openvino.AsyncInferQueue
+    monkeypatch.setattr(engine, "usable_cores", lambda: 2)
+
+    def make(compiled, jobs):
+        made.append(compiled)
+        return queue(compiled, jobs)
+
+    monkeypatch.setattr(openvino, "AsyncInferQueue", make)
+    inputs = keras.Input((4, 4, 3))
+    run = engine.openvino_engine(keras.Model(inputs, keras.layers.Conv2D(2, 1)(inputs)), "float32")
+    for images, divided in ((1, 0), (6, 0), (8, 1)):
+        run(np.zeros((images, 4, 4, 3), "float32"))
+        assert len(made) == divided
+    assert list(made[0].input(0).shape) == [2, 4, 4, 3]
