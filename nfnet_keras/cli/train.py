@@ -13,6 +13,7 @@ values and what they come to, and trains nothing.
 """
 
 import math
+import os
 import signal
 import sys
 
@@ -163,13 +164,30 @@ def _resumed(values: flags.FlagValues):
     run = placed(run)
     asked = {**_values(run.pop("recipe")), **run} if isinstance(run.get("recipe"), Recipe) else run
     has = {**vars(config), **_values(config.recipe), "model": config.model, "recipe": config.recipe.name}
+    free = (*_FREE, "data") if _moved(config.data, run.get("data")) else _FREE
     for name, new in {**asked, **changes}.items():
-        if name not in _FREE and not _same(has[name], new):
+        if name not in free and not _same(has[name], new):
             raise ValueError(
                 f"the run in {values.out!r} has {name} {_text(has[name])}, not {_text(new)}; leave it out to go on "
                 "with the run as it is, or start a new run in another folder"
             )
-    return dataclasses.replace(config, **{name: run[name] for name in _FREE if name in run})
+    config = dataclasses.replace(config, **{name: run[name] for name in free if name in run})
+    if config.data and _kind(config.data) == "folder" and not os.path.isdir(config.data):
+        raise ValueError(
+            f"the images of the run in {values.out!r} are not in {config.data!r}; say where: --data=FOLDER"
+        )
+    return config
+
+
+def _kind(data: str) -> str:
+    from nfnet_keras.training.settings import DATA_SPECS
+
+    return next((spec for spec in DATA_SPECS if data.startswith(spec)), "folder")
+
+
+def _moved(old: str | None, new: str | None) -> bool:
+    """Whether the same images may lie in another place: that they are the same is checked once they are there."""
+    return bool(old and new) and _kind(old) == _kind(new) != "tfds:"
 
 
 def _values(recipe) -> dict:

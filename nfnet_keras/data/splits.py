@@ -1,6 +1,7 @@
 """Image sets, their splits, and the checks on labels."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ class Split:
         return len(self.labels)
 
     def digest(self) -> str:
-        """Tell this split from another, by its labels and its images or their paths.
+        """Tell this split from another, by its labels and its images or their paths, wherever their folder lies.
 
         Returns:
             A SHA-256 in hexadecimal.
@@ -69,10 +70,14 @@ class Split:
             >>> digits().train.digest() == digits().test.digest()
             False
         """
-        content = self.images if self.paths is None else "\0".join(self.paths).encode(errors="surrogateescape")
-        return hashlib.sha256(
-            self.labels.tobytes() + (content if isinstance(content, bytes) else content.tobytes())
-        ).hexdigest()
+        if self.paths is None:
+            content = self.images.tobytes()
+        else:
+            # All paths lie between the first and the last: what these two share, all share.
+            ends = [min(self.paths), max(self.paths)] if self.paths else [""]
+            shared = os.path.commonprefix(ends).rfind(os.sep) + 1  # noqa: RUF071 - cut at a separator
+            content = "\0".join(path[shared:] for path in self.paths).encode(errors="surrogateescape")
+        return hashlib.sha256(self.labels.tobytes() + content).hexdigest()
 
 
 def _check_images(images: Any) -> None:

@@ -200,6 +200,34 @@ def test_resume_may_change_what_learning_does_not_depend_on(told, run):
     assert found == Settings(**{**vars(config), **changed})
 
 
+def test_resume_takes_images_that_were_moved(told, tmp_path, capsys):
+    def resume(old, *arguments):
+        config = settings(data=old, model="nfnet_tiny", epochs=3)
+        (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), "images": {}}))
+        return told("--resume", f"--out={tmp_path}", *arguments)
+
+    folder = str(tmp_path / "photographs")
+    os.mkdir(folder)
+    assert resume("/gone", f"--data={folder}").data == folder
+    assert resume("tfrecord:/gone/train-*", "--data=tfrecord:/new/train-*").data == "tfrecord:/new/train-*"
+    assert resume(folder).data == folder
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("/gone", None, "are not in '/gone'; say where: --data=FOLDER"),
+        ("/gone", "/gone/too", "are not in '/gone/too'; say where: --data=FOLDER"),
+        ("tfds:beans", "tfds:cats_vs_dogs", "data tfds:beans, not tfds:cats_vs_dogs"),
+        ("/gone", "tfds:beans", "data /gone, not tfds:beans"),
+    ],
+)
+def test_resume_refuses_other_images(tmp_path, capsys, old, new, words):
+    config = settings(data=old, model="nfnet_tiny", epochs=3)
+    (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), "images": {}}))
+    assert words in failure(capsys, "--resume", f"--out={tmp_path}", *([f"--data={new}"] if new else []))
+
+
 def test_help_names_every_value(capsys):
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out

@@ -1,5 +1,7 @@
 """The door to all sources, and TFRecord files."""
 
+import os
+import shutil
 import socket
 
 import numpy as np
@@ -118,3 +120,19 @@ def test_digests_tell_splits_apart(tmp_path, write_records, tree, noise):
     assert len({split.digest() for split in splits}) == 6
     assert open_images(f"tfrecord:{tmp_path}/one").train.digest() == one.digest()
     assert Split(np.array(noise.labels), images=noise.images.copy()).digest() == noise.digest()
+
+
+def test_digests_do_not_depend_on_where_a_folder_lies(tmp_path, tree):
+    here = open_images(tree)
+    shutil.copytree(tree, tmp_path / "deeper" / "there")
+    there = open_images(tmp_path / "deeper" / "there")
+    assert (there.train.digest(), there.test.digest()) == (here.train.digest(), here.test.digest())
+    (first, *others) = here.train.paths
+    renamed = Split(here.train.labels, paths=[os.path.join(os.path.dirname(first), "other.png"), *others])
+    assert renamed.digest() != here.train.digest()
+
+
+def test_digest_of_a_folder_of_one_class_or_of_one_image():
+    one, other = (Split(np.array([3]), paths=[path]) for path in ("/here/a/1.png", "/there/a/1.png"))
+    assert one.digest() == other.digest() != Split(np.array([3]), paths=["/here/a/2.png"]).digest()
+    assert Split(np.array([], int), paths=[]).digest() != one.digest()
