@@ -26,11 +26,11 @@ LATER := tests/test_remat.py tests/test_folding.py tests/diagnostics tests/expor
 	tests/applications/test_nfnet.py tests/applications/test_battery.py
 
 slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -m slow tests/applications/test_parity.py $(ARGS)
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -m slow tests/applications $(ARGS)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow" $(LATER) $(ARGS)
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -m "not slow" $(LATER) $(ARGS)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow tests/applications $(ARGS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(LATER) $(ARGS)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(LATER) $(ARGS)
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python -m mkdocs build --strict
