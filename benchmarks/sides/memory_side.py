@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.sides import Way, ours, timm_side
 from benchmarks.sides.serving import Side, serve
+from benchmarks.sides.torchvision_code import load_torchvision
 
 
 def ways() -> tuple[list[Way], list[Way]]:
@@ -53,7 +54,7 @@ class Step(Side):
             self.inner.model.remat = request["remat"]
             count = self.inner.model.count_params()
         else:
-            timm_side._stand_in_for_torchvision()
+            self.torchvision = load_torchvision()
             importlib.import_module("timm")
             self.libraries = resident()
             self.inner = timm_side.Training(request)
