@@ -10,9 +10,6 @@ import numpy as np
 from nfnet_keras.folding import fold_weight_standardization
 from nfnet_keras.layers.devices import usable_cores
 
-# Images that a core takes at once where a batch is divided among the cores: fewer read the weights too often.
-_IMAGES_A_CORE = 2
-
 
 def openvino_engine(model: keras.Model, dtype: str) -> Callable[[np.ndarray], np.ndarray]:
     """Folds a network and hands it to OpenVINO.
@@ -119,30 +116,9 @@ def _network(model: keras.Model):
 def _compiled(network, shape: tuple, dtype: str) -> Callable:
     import openvino
 
-    cores, options = usable_cores(), openvino_options(dtype)
-    divided = cores > 1 and shape[0] % (_IMAGES_A_CORE * cores) == 0
-    if divided:
-        # Each core with images of its own waits for none of the others.
-        options |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": cores}
     network = network.clone()
-    network.reshape([_IMAGES_A_CORE if divided else shape[0], *shape[1:]])
+    network.reshape(list(shape))
     pool_means(network)
-    compiled = openvino.Core().compile_model(network, "CPU", options)
-    if not divided:
-        # A copy: the engine gives its own memory, which the next call overwrites.
-        return lambda images: np.array(next(iter(compiled(images).values())), "float32")
-    queue = openvino.AsyncInferQueue(compiled, cores)
-
-    def run(images: np.ndarray) -> np.ndarray:
-        parts: dict[int, np.ndarray] = {}
-
-        def keep(request, start: int) -> None:
-            parts[start] = np.array(request.get_output_tensor().data, "float32")
-
-        queue.set_callback(keep)
-        for start in range(0, len(images), _IMAGES_A_CORE):
-            queue.start_async([images[start : start + _IMAGES_A_CORE]], start)
-        queue.wait_all()
-        return np.concatenate([parts[start] for start in sorted(parts)])
-
-    return run
+    compiled = openvino.Core().compile_model(network, "CPU", openvino_options(dtype))
+    # A copy: the engine gives its own memory, which the next call overwrites.
+    return lambda images: np.array(next(iter(compiled(images).values())), "float32")

@@ -1,4 +1,4 @@
-"""OpenVINO: the network that it gets, and batches divided among cores."""
+"""OpenVINO: the network that it gets."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ import nfnet_keras as nfk
 from nfnet_keras import openvino_engine as engine
 from nfnet_keras.layers import ScaledActivation, SqueezeExcite
 
-openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino")
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="OpenVINO takes TensorFlow's graphs")
 IMAGES = np.random.default_rng(0).standard_normal((8, 32, 32, 3)).astype("float32")
 
@@ -61,31 +61,3 @@ def test_other_means_stay():
     network = engine._network(model)
     engine.pool_means(network)
     assert counted(network, "AvgPool") == 0
-
-
-@pytest.mark.parametrize("cores", [1, 2, 3])
-@pytest.mark.parametrize("images", [1, 2, 4, 6, 8])
-def test_images_keep_their_places(cores, images, monkeypatch):
-    monkeypatch.setattr(engine, "usable_cores", lambda: cores)
-    inputs = keras.Input((32, 32, 3))
-    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(5, 3)(inputs)))
-    run = engine.openvino_engine(model, "float32")
-    for batch in (IMAGES[:images], IMAGES[:images][::-1]):
-        np.testing.assert_allclose(run(np.ascontiguousarray(batch)), model(batch), atol=1e-5)
-
-
-def test_a_batch_is_divided_where_every_core_gets_its_share(monkeypatch):
-    made, queue = [], openvino.AsyncInferQueue
-    monkeypatch.setattr(engine, "usable_cores", lambda: 2)
-
-    def make(compiled, jobs):
-        made.append(compiled)
-        return queue(compiled, jobs)
-
-    monkeypatch.setattr(openvino, "AsyncInferQueue", make)
-    inputs = keras.Input((4, 4, 3))
-    run = engine.openvino_engine(keras.Model(inputs, keras.layers.Conv2D(2, 1)(inputs)), "float32")
-    for images, divided in ((1, 0), (6, 0), (8, 1)):
-        run(np.zeros((images, 4, 4, 3), "float32"))
-        assert len(made) == divided
-    assert list(made[0].input(0).shape) == [2, 4, 4, 3]
