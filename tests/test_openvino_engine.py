@@ -9,7 +9,10 @@ from nfnet_keras import openvino_engine as engine
 from nfnet_keras.layers import ScaledActivation, SqueezeExcite
 
 pytest.importorskip("openvino")
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="OpenVINO takes TensorFlow's graphs")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="OpenVINO takes TensorFlow's graphs"),
+]
 IMAGES = np.random.default_rng(0).standard_normal((8, 32, 32, 3)).astype("float32")
 
 
