@@ -1,6 +1,8 @@
 """A network on OpenVINO."""
 
+import importlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 
@@ -37,6 +39,33 @@ def openvino_engine(model: keras.Model, dtype: str) -> Callable[[np.ndarray], np
         return compiled[images.shape](images)
 
     return run
+
+
+def import_openvino():
+    """Imports OpenVINO without its telemetry.
+
+    OpenVINO reports its import and every conversion to a web service, each time from a copy (fork) of the process that
+    asked, TensorFlow's threads and all. Where it finds no package for that, it does without. One that the program
+    imported before is left as it is.
+
+    Returns:
+        The package.
+
+    Raises:
+        ImportError: If it is not installed.
+
+    Example:
+
+    >>> import_openvino().Core().available_devices[0]
+    'CPU'
+    """
+    if "openvino" in sys.modules or "openvino_telemetry" in sys.modules:
+        return importlib.import_module("openvino")
+    sys.modules["openvino_telemetry"] = None  # Python's way to say that there is none
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules["openvino_telemetry"]
 
 
 def openvino_options(dtype: str) -> dict:
@@ -99,9 +128,9 @@ def pool_means(network) -> None:
 
 def _network(model: keras.Model):
     """Returns the folded network as OpenVINO's."""
-    import openvino
-
     from nfnet_keras.exporting.operations import run_for
+
+    openvino = import_openvino()
 
     folded = fold_weight_standardization(model, dtype="float32")
     inputs = keras.tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), folded._inputs_struct)
@@ -114,11 +143,9 @@ def _network(model: keras.Model):
 
 
 def _compiled(network, shape: tuple, dtype: str) -> Callable:
-    import openvino
-
     network = network.clone()
     network.reshape(list(shape))
     pool_means(network)
-    compiled = openvino.Core().compile_model(network, "CPU", openvino_options(dtype))
+    compiled = import_openvino().Core().compile_model(network, "CPU", openvino_options(dtype))
     # A copy: the engine gives its own memory, which the next call overwrites.
     return lambda images: np.array(next(iter(compiled(images).values())), "float32")

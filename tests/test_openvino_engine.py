@@ -9,10 +9,7 @@ from nfnet_keras import openvino_engine as engine
 from nfnet_keras.layers import ScaledActivation, SqueezeExcite
 
 pytest.importorskip("openvino")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="OpenVINO takes TensorFlow's graphs"),
-]
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="OpenVINO takes TensorFlow's graphs")
 IMAGES = np.random.default_rng(0).standard_normal((8, 32, 32, 3)).astype("float32")
 
 
@@ -64,3 +61,19 @@ def test_other_means_stay():
     network = engine._network(model)
     engine.pool_means(network)
     assert counted(network, "AvgPool") == 0
+
+
+def test_nothing_is_reported(new_process, tmp_path):
+    code = """
+import os, sys
+import nfnet_keras as nfk
+model = nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), classes=2)
+engine = nfk.Predictor(model, "openvino").engine
+nfk.export(model, "exported.xml")
+report([engine, "openvino_telemetry" in sys.modules, os.listdir(os.environ["HOME"])])
+"""
+    home = tmp_path / "home"
+    home.mkdir()
+    engine, reports, found = new_process(code, env={"HOME": str(home), "CI": ""})
+    # Its telemetry would keep its numbers in ~/intel.
+    assert engine == "openvino" and not reports and "intel" not in found

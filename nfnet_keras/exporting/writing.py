@@ -16,6 +16,7 @@ from nfnet_keras.exporting.operations import run_for
 from nfnet_keras.exporting.running import format_of, open_exported, quiet, runtime_of
 from nfnet_keras.exporting.tensorflow_onnx import write_onnx
 from nfnet_keras.folding import fold_weight_standardization
+from nfnet_keras.openvino_engine import import_openvino
 from nfnet_keras.shapes import fits
 
 # Where Keras has an exporter that was found to keep the network's outputs.
@@ -276,6 +277,8 @@ def _filled(batch: np.ndarray, batch_size: int | None) -> np.ndarray:
 
 
 def _write(network, path: Path, format: str, options: dict) -> None:
+    if format == "openvino":
+        import_openvino()
     try:
         with quiet():
             on_tensorflow = keras.backend.backend() == "tensorflow"
