@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Arguments for the commands: make train ARGS="--epochs=5", make test ARGS="-k layers".
 ARGS ?=
 WORKERS ?= 2
+# A worker that dies fails the run; with another in its place xdist can wait for ever.
+SPREAD = -n $(WORKERS) --max-worker-restart 0
 
 .PHONY: train test slow lint docs clean
 
@@ -12,9 +14,9 @@ train: $(VENV)/.installed
 	$(BIN)/nfnet train $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PORTABLE) $(ARGS)
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PORTABLE) $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) --dist loadfile -m "not slow" $(ARGS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SPREAD) --dist loadfile -m "not slow" $(PORTABLE) $(ARGS)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest $(SPREAD) --dist loadfile -m "not slow" $(PORTABLE) $(ARGS)
 
 # What runs on every backend is tested on every backend.
 PORTABLE := tests/layers tests/optimizers tests/test_model.py tests/test_sam.py tests/test_compile.py \
@@ -26,11 +28,11 @@ LATER := tests/test_remat.py tests/test_folding.py tests/diagnostics tests/expor
 	tests/applications/test_nfnet.py tests/applications/test_battery.py
 
 slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) --dist loadfile -m slow $(ARGS)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -m slow tests/applications/test_parity.py $(ARGS)
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow tests/applications $(ARGS)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(LATER) $(ARGS)
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(LATER) $(ARGS)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest $(SPREAD) --dist loadfile -m slow tests/applications $(ARGS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SPREAD) --dist worksteal -m "not slow" $(LATER) $(ARGS)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest $(SPREAD) --dist worksteal -m "not slow" $(LATER) $(ARGS)
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python -m mkdocs build --strict

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM, heard and obeyed at a moment that suits the run."""
 
+import os
 import signal
 import threading
 
@@ -19,6 +20,7 @@ class stop_signals:  # noqa: N801 (used like a function)
     def __init__(self):
         self.signal: int | None = None
         self._before: dict = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> "stop_signals":
         # Python lets only the main thread set handlers; a run in another thread goes without.
@@ -35,5 +37,10 @@ class stop_signals:  # noqa: N801 (used like a function)
         return self.signal is not None
 
     def _ask(self, number, frame) -> None:
+        if os.getpid() != self._process:
+            # A fork of the run, as `multiprocessing` makes it, has nothing to finish: it ends when it is told to.
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
+            return
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)

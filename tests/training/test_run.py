@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nfnet_keras import create_model, data
-from nfnet_keras.training import TrainingError, settings, train
+from nfnet_keras.training import TrainingError, settings, stopping, train
 from nfnet_keras.training.building import enter_phase, new_model
 from nfnet_keras.training.checkpoints import Checkpoints
 from nfnet_keras.training.plan import Plan
@@ -315,6 +315,21 @@ def test_handlers_are_put_back():
         assert stopped()
         assert stopped.signal == signal.SIGTERM
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_forks_of_a_run_end_when_told_to(new_process):
+    # The file alone: it needs no TensorFlow, whose threads do not outlive a fork.
+    code = f"""
+import multiprocessing, runpy, time
+stop_signals = runpy.run_path({str(stopping.__file__)!r})["stop_signals"]
+with stop_signals() as stopped:
+    fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    fork.start()
+    fork.terminate()
+    fork.join(30)
+report([fork.exitcode, stopped()])
+"""
+    assert new_process(code) == [-signal.SIGTERM, False]
 
 
 @pytest.mark.slow
