@@ -1,7 +1,9 @@
 """The programs that measure: their arithmetic, their protocol with sides of nothing, and how they fail."""
 
 import argparse
+import ast
 import gzip
+import importlib
 import json
 import pathlib
 import re
@@ -19,6 +21,7 @@ from benchmarks.sides import Way, authors_side, kecam_side, ours, timm_side
 from benchmarks.training import all_ways
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+BENCHMARKS = pathlib.Path(program.__file__).parent
 
 
 @pytest.fixture
@@ -289,3 +292,44 @@ def test_the_picture_has_a_panel_for_each_comparison(tmp_path):
     assert picture.draw(found, tmp_path / "a.png", "a machine")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert not picture.draw(found[2:], tmp_path / "b.png", "a machine") and not (tmp_path / "b.png").exists()
+
+
+def modules():
+    for path in sorted(BENCHMARKS.rglob("*.py")):
+        yield path, ".".join(path.relative_to(BENCHMARKS.parent).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", [path for path, _ in modules()], ids=[name for _, name in modules()])
+def test_modules_have_what_others_take_from_them(path):
+    # Most sides run in a peer's environment only, where no test runs them.
+    tree = ast.parse(path.read_text())
+    own = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("benchmarks")]
+    taken = {}
+    for node in own:
+        module = importlib.import_module(node.module)
+        for alias in node.names:
+            taken[alias.asname or alias.name] = getattr(module, alias.name, None) or importlib.import_module(
+                f"{node.module}.{alias.name}"
+            )
+    uses = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+    for use in uses:
+        module = taken.get(use.value.id)
+        if isinstance(module, types.ModuleType):
+            assert hasattr(module, use.attr), f"{path.name}:{use.lineno}: {use.value.id}.{use.attr}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("suite", program.SUITES)
+def test_each_suite_runs_without_peers(suite, monkeypatch, options):
+    def none(name, *_):
+        raise RuntimeError(f"{name} is not installed for tests")
+
+    monkeypatch.setattr("benchmarks.protocol.environment_for", none)
+    monkeypatch.setattr("benchmarks.input.environment_for", none)
+    outcome = program.run_suites([suite], options)
+    assert not outcome.failures
+    assert any(each.ours and each.values for each in outcome.results)
+    for each in outcome.results:
+        if each.case == "not run":
+            assert "is not installed for tests" in each.note or "--authors" in each.note, each
