@@ -322,9 +322,14 @@ def test_forks_of_a_run_end_when_told_to(new_process):
     code = f"""
 import multiprocessing, runpy, time
 stop_signals = runpy.run_path({str(stopping.__file__)!r})["stop_signals"]
+def child():
+    told.send("ready")  # Python forgets the signals that come while it forks
+    time.sleep(60)
+heard, told = multiprocessing.Pipe(duplex=False)
 with stop_signals() as stopped:
-    fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    fork = multiprocessing.get_context("fork").Process(target=child)
     fork.start()
+    heard.recv()
     fork.terminate()
     fork.join(30)
 report([fork.exitcode, stopped()])
