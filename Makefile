@@ -27,7 +27,7 @@ PORTABLE := tests/layers tests/optimizers tests/test_model.py tests/test_sam.py 
 LATER := tests/test_remat.py tests/test_folding.py tests/diagnostics tests/exporting \
 	tests/applications/test_nfnet.py tests/applications/test_battery.py
 
-# These take a quarter of an hour each, on one core; begun last, they would be waited for.
+# These take a quarter of an hour and seven minutes, each on one core; begun last, they would be waited for.
 LONGEST := tests/training/test_kill.py tests/training/test_run.py
 
 slow: $(VENV)/.installed-test

@@ -131,7 +131,6 @@ def _network(model: keras.Model):
     from nfnet_keras.exporting.operations import run_for
 
     openvino = import_openvino()
-
     folded = fold_weight_standardization(model, dtype="float32")
     inputs = keras.tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), folded._inputs_struct)
     network = keras.Model(inputs, run_for(folded, inputs, "openvino"))

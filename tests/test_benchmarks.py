@@ -294,12 +294,9 @@ def test_the_picture_has_a_panel_for_each_comparison(tmp_path):
     assert not picture.draw(found[2:], tmp_path / "b.png", "a machine") and not (tmp_path / "b.png").exists()
 
 
-def modules():
-    for path in sorted(BENCHMARKS.rglob("*.py")):
-        yield path, ".".join(path.relative_to(BENCHMARKS.parent).with_suffix("").parts)
-
-
-@pytest.mark.parametrize("path", [path for path, _ in modules()], ids=[name for _, name in modules()])
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=str(path.relative_to(BENCHMARKS))) for path in sorted(BENCHMARKS.rglob("*.py"))]
+)
 def test_modules_have_what_others_take_from_them(path):
     # Most sides run in a peer's environment only, where no test runs them.
     tree = ast.parse(path.read_text())
