@@ -1,5 +1,7 @@
 """Compiled parts of a TensorFlow training step on a CPU: the numbers of the parts they stand for."""
 
+import platform
+
 import keras
 import numpy as np
 import pytest
@@ -119,3 +121,30 @@ def test_three_steps_of_training(monkeypatch):
     assert moved > 1e-3
     for a, b in zip(*ends, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * moved)
+
+
+TRAIN = """
+import keras, nfnet_keras as nfk
+from nfnet_keras.tensorflow_fusion import uses_onednn
+
+keras.utils.set_random_seed(0)
+images = np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype("float32")
+losses = []
+tiny = nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), classes=10)
+# The last has more groups than are split.
+layers = [nfk.layers.WSConv2D(4, 3), nfk.layers.WSConv2D(64, 3, groups=2), nfk.layers.WSConv2D(64, 3, groups=32)]
+grouped = keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(10, "softmax")])
+for model in (tiny, grouped):
+    model.compile(nfk.optimizers.SGD_AGC(0.1), "sparse_categorical_crossentropy", jit_compile=False)
+    losses += [float(model.train_on_batch(images, np.arange(4))) for _ in range(2)]
+report([uses_onednn(), losses])
+"""
+
+
+def test_grouped_convolutions_train_with_and_without_onednn(new_process):
+    # The processor decides which it is, and without oneDNN a bias fused into a grouped convolution is refused.
+    without, plain = new_process(TRAIN, env={"TF_ENABLE_ONEDNN_OPTS": "0"})
+    with_it, fused = new_process(TRAIN, env={"TF_ENABLE_ONEDNN_OPTS": "1"})
+    assert not without
+    assert with_it or platform.machine() not in ("x86_64", "AMD64")
+    np.testing.assert_allclose(fused, plain, rtol=1e-4)
