@@ -23,7 +23,9 @@ def test_every_operation_gives_the_authors_image(name, magnitude, numbers):
     found = done(name, numbers["image"], float(magnitude))
     wanted = numbers[f"randaugment|{name}|{magnitude}"]
     assert found.dtype == np.uint8
-    assert np.abs(found.astype(int) - wanted).max() <= 1
+    # Where TensorFlow runs without oneDNN, means that are whole numbers may be a hair below, are cut off to the level
+    # below, and blended to twice the difference.
+    assert np.abs(found.astype(int) - wanted).max() <= (2 if name == "Sharpness" else 1)
     # Rounding may fall differently on another machine, in a few places.
     assert (found != wanted).mean() < 0.02
 
