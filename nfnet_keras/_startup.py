@@ -1,4 +1,4 @@
-"""Imported before Keras: the command line does without TensorFlow's start-up messages, a library user decides."""
+"""Imported before Keras: how the command line runs TensorFlow. For a library's user, TensorFlow decides."""
 
 import contextlib
 import os
@@ -29,6 +29,8 @@ def _silent_stderr() -> Iterator[None]:
 
 
 if is_command_line():
+    # By default for processors with AVX-512 alone; without them, too, a training step is faster by a sixth.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # For all lines after the first; read once, when TensorFlow is loaded.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":

@@ -81,7 +81,8 @@ def gradients() -> Callable[[Callable, list], list[np.ndarray]]:
 def new_process(tmp_path) -> Callable:
     """new_process(code, **values): runs a program that knows nothing of this one; returns what it hands to `report`.
 
-    The program finds `values` as its variables, and `np`, `keras` and `report` defined.
+    The program finds `values` as its variables, and `np`, `keras` and `report` defined. `env` is added to this
+    process's environment variables; a value of `None` removes one.
     """
 
     def run(code: str, env: dict | None = None, **values):
@@ -98,6 +99,7 @@ def new_process(tmp_path) -> Callable:
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             **(env or {}),
         }
+        environment = {name: value for name, value in environment.items() if value is not None}
         done = subprocess.run(
             [sys.executable, "-c", head + code],
             cwd=tmp_path,

@@ -1,6 +1,7 @@
 """The command line: help, versions, and what is said when something is wrong."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -187,3 +188,17 @@ def test_a_backend_that_is_not_installed_is_said_in_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines() == [done.stderr.strip()]
     assert 'pip install "nfnet-keras[jax]"' in done.stderr
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_tensorflow_runs_with_onednn_unless_the_user_says_otherwise(chosen, new_process):
+    code = """
+import sys
+sys.argv = ["nfnet"]
+import nfnet_keras
+from nfnet_keras.tensorflow_fusion import uses_onednn
+report(uses_onednn())
+"""
+    # None takes away what this process was started with.
+    found = new_process(code, env={"TF_ENABLE_ONEDNN_OPTS": chosen, "KERAS_BACKEND": "tensorflow"})
+    assert found == (chosen is None and platform.machine() in ("x86_64", "AMD64"))
