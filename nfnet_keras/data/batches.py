@@ -16,7 +16,7 @@ from nfnet_keras.data.errors import DataError
 from nfnet_keras.data.evaluation import Preprocessing
 from nfnet_keras.data.images import MEAN_RGB, STDDEV_RGB, normalize, resize, resize_arrays
 from nfnet_keras.data.mixing import mix
-from nfnet_keras.data.pairs import by_image, image_batches
+from nfnet_keras.data.pairs import by_image, by_neighbours, image_batches, neighbour_batches
 from nfnet_keras.data.randaugment import AT_ONCE, randaugment
 from nfnet_keras.data.records import Records
 from nfnet_keras.data.splits import Split, check_labels
@@ -267,6 +267,8 @@ def _encoded(
     if by_image(augment, image_size):
         return image_batches(order, stream, picture, plan, image_size, classes, augment, ledger)
     samples = decoded_batches(order, stream, picture, image_size, classes, ledger)
+    if by_neighbours(augment, image_size):
+        return neighbour_batches(samples, plan, image_size, classes, augment)
     return _finished(samples, plan, image_size, classes, augment)
 
 

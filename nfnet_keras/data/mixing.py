@@ -154,10 +154,42 @@ def pairs_of_twice(key: tf.Tensor, count: int, side: int, augment: Augment) -> t
     blended, cut = shares.shape[0], boxes.shape[0]
     first = tf.concat([tf.range(blended), 2 * blended + tf.range(cut)], axis=0)
     partner = first + tf.concat([tf.fill([blended], blended), tf.fill([cut], cut)], axis=0)
-    boxes = tf.cast(tf.clip_by_value(boxes, 0.0, float(side)), tf.int32)
-    areas = tf.reduce_prod(tf.cast(boxes[:, 1] - boxes[:, 0], tf.float32), axis=1)
-    kept = tf.concat([shares, areas / float(side * side)], axis=0)
-    return tf.cast(tf.stack([first, partner], axis=1), tf.int64), kept, boxes
+    boxes = tf.clip_by_value(boxes, 0.0, float(side))
+    kept = tf.concat([shares, _areas(boxes, side)], axis=0)
+    return tf.cast(tf.stack([first, partner], axis=1), tf.int64), kept, tf.cast(boxes, tf.int32)
+
+
+def pairs_of_neighbours(
+    key: tf.Tensor, count: int, side: int, augment: Augment
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Draw what `mix` draws without `mix_from_twice`, for images that are made one by one.
+
+    Args:
+        key: An int64 key of shape (2,).
+        count: Images that go in and come out, B.
+        side: Side of the images in pixels.
+        augment: Its `mixup` and `cutmix` are used.
+
+    Returns:
+        As of `pairs_of_twice`. Of a CutMix pair the first sample, which is inside the box, is the neighbour.
+
+    Example:
+        >>> from nfnet_keras.data import Augment, mixing, randomness
+        >>> augment = Augment(mixup=0.2, cutmix=1.0)
+        >>> mixing.pairs_of_neighbours(randomness.key(0, 4, 0), 4, 8, augment)[0].numpy().tolist()
+        [[0, 3], [1, 0], [1, 2], [2, 3]]
+    """
+    tf = tensorflow()
+    half = _half(augment, count)
+    shares = beta(fold(key, _MIXUP), half, augment.mixup) if half else tf.zeros([0])
+    boxes = tf.zeros([0, 2, 2])
+    if half < count:
+        boxes = _cut_boxes(fold(key, _CUTMIX), count - half, side, augment.cutmix)
+    own = tf.range(count, dtype=tf.int64)
+    neighbour = (own - 1) % count
+    blended = tf.stack([own, neighbour], axis=1)[:half]
+    places = tf.concat([blended, tf.stack([neighbour, own], axis=1)[half:]], axis=0)
+    return places, tf.concat([shares, _areas(boxes, side)], axis=0), tf.cast(boxes, tf.int32)
 
 
 def blend(own: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
@@ -247,14 +279,23 @@ def cutmix(own: Pair, other: Pair, alpha: float, key: tf.Tensor) -> Pair:
     """
     tf = tensorflow()
     count, side = own[0].shape[0], own[0].shape[1]
+    boxes = _cut_boxes(key, count, side, alpha)
+    images = tf.where(_inside(boxes[:, 0], boxes[:, 1], side), other[0], own[0])
+    return images, blend(other[1], own[1], _areas(boxes, side)[:, None])
+
+
+def _cut_boxes(key: tf.Tensor, count: int, side: int, alpha: float) -> tf.Tensor:
+    """Draw the boxes of `cutmix`, cut off at the border: (count, 2, 2), start and stop of rows and columns."""
+    tf = tensorflow()
     cut = side * tf.sqrt(1.0 - beta(fold(key, 0), count, alpha))[:, None]
     centre = side * uniform(fold(key, 1), [count, 2])
-    start = tf.clip_by_value(tf.round(centre - cut / 2.0), 0.0, float(side))
-    stop = tf.clip_by_value(tf.round(centre + cut / 2.0), 0.0, float(side))
-    box = _inside(start, stop, side)
-    share = tf.reduce_prod(stop - start, axis=1, keepdims=True) / float(side * side)
-    images = tf.where(box, other[0], own[0])
-    return images, (1.0 - share) * own[1] + share * other[1]
+    corners = tf.stack([centre - cut / 2.0, centre + cut / 2.0], axis=1)
+    return tf.clip_by_value(tf.round(corners), 0.0, float(side))
+
+
+def _areas(boxes: tf.Tensor, side: int) -> tf.Tensor:
+    """Tell the shares of an image that boxes take, which lie inside of it."""
+    return tensorflow().reduce_prod(boxes[:, 1] - boxes[:, 0], axis=1) / float(side * side)
 
 
 def _half(augment: Augment, count: int) -> int:

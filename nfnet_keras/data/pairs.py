@@ -12,7 +12,7 @@ from nfnet_keras.data.augment import Augment, flips
 from nfnet_keras.data.broken import BrokenImages
 from nfnet_keras.data.decoding import Repair
 from nfnet_keras.data.images import normalize
-from nfnet_keras.data.mixing import blend, pairs_of_twice, paste
+from nfnet_keras.data.mixing import blend, pairs_of_neighbours, pairs_of_twice, paste
 from nfnet_keras.data.randaugment import distort, key_in_batch
 
 if TYPE_CHECKING:
@@ -34,6 +34,18 @@ def by_image(augment: Augment, image_size: int) -> bool:
     """
     mixed = bool(augment.mixup or augment.cutmix)
     return (augment.mix_from_twice or not mixed) and not int(augment.shift * image_size)
+
+
+def by_neighbours(augment: Augment, image_size: int) -> bool:
+    """Tell whether each image of a batch can be made of two that are decoded, by itself.
+
+    Example:
+        >>> from nfnet_keras.data import Augment
+        >>> from nfnet_keras.data.pairs import by_neighbours
+        >>> by_neighbours(Augment(mixup=0.2), 192), by_neighbours(Augment(mixup=0.2, mix_from_twice=True), 192)
+        (True, False)
+    """
+    return not by_image(augment, image_size) and not int(augment.shift * image_size)
 
 
 def image_batches(
@@ -116,6 +128,43 @@ def image_batches(
     return batches.interleave(one, cycle_length=2, block_length=1, num_parallel_calls=2, deterministic=True)
 
 
+def neighbour_batches(
+    samples: tf.data.Dataset, plan: Plan, image_size: int, classes: int, augment: Augment
+) -> tf.data.Dataset:
+    """Flip, mix, distort and normalise batches in which each image is mixed with the one before it.
+
+    What comes out is, bit for bit, what doing so a batch at a time gives; but an image stays in the processor's cache
+    on its way, where a batch goes through memory a dozen times.
+
+    Args:
+        samples: Of images (B, image_size, image_size, 3), float32, class numbers (B,), epoch and step.
+        plan: Which samples the steps take.
+        image_size: Side of the images in pixels.
+        classes: Number of classes.
+        augment: What is done at random: a mixture, and not from twice the images.
+
+    Returns:
+        A data set of normalised images (B, image_size, image_size, 3) and labels (B, classes), float32.
+    """
+    tf = tensorflow()
+    shape = (image_size, image_size, 3)
+
+    def one(images: tf.Tensor, numbers: tf.Tensor, epoch: tf.Tensor, step: tf.Tensor) -> tf.data.Dataset:
+        draws = _drawn(plan, augment, image_size, epoch, step)
+        images = tf.ensure_shape(images, (plan.own, *shape))
+        numbers = tf.ensure_shape(numbers, (plan.own,))
+        labels = draws.mixed_labels(tf.one_hot(tf.gather(numbers, draws.places), classes, dtype=tf.float32))
+
+        def make(number: tf.Tensor) -> tf.Tensor:
+            pair = tuple(draws.flipped(images[place], place) for place in tf.unstack(draws.places[number]))
+            return tf.ensure_shape(draws.finished(draws.mixed(pair, number), number), shape)
+
+        made = tf.data.Dataset.range(plan.own).map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return made.batch(plan.own, drop_remainder=True).map(lambda images: (images, labels))
+
+    return samples.interleave(one, cycle_length=2, block_length=1, num_parallel_calls=2, deterministic=True)
+
+
 @dataclass
 class _Draws:
     """What was drawn for a step.
@@ -175,7 +224,8 @@ def _drawn(plan: Plan, augment: Augment, image_size: int, epoch: tf.Tensor, step
     count = plan.batch // plan.shards
     mirrored = flips(plan.key(randomness.FLIP, epoch, step), plan.own) if augment.flip else None
     key = plan.key(randomness.RANDAUGMENT, epoch, step)
-    if not augment.mix_from_twice:
+    if not augment.mixup and not augment.cutmix:
         return _Draws(augment, tf.range(count, dtype=tf.int64)[:, None], mirrored, None, None, key)
-    places, kept, boxes = pairs_of_twice(plan.key(randomness.MIX, epoch, step), count, image_size, augment)
+    pairs = pairs_of_twice if augment.mix_from_twice else pairs_of_neighbours
+    places, kept, boxes = pairs(plan.key(randomness.MIX, epoch, step), count, image_size, augment)
     return _Draws(augment, places, mirrored, kept, boxes, key)

@@ -29,9 +29,11 @@ def files(tmp_path, picture, encoded):
 def both_ways(monkeypatch, split, batch, augment, **more):
     """Give the batches of the two ways, and what each wrote down."""
     found = []
-    for by_image in (batches_module.by_image, lambda augment, image_size: False):
+    for single in (True, False):
         ledger = BrokenImages(10**6)
-        monkeypatch.setattr(batches_module, "by_image", by_image)
+        if not single:
+            for name in ("by_image", "by_neighbours"):
+                monkeypatch.setattr(batches_module, name, lambda augment, image_size: False)
         batches = training_batches(split, 3, 16, batch, augment, 3, epochs=1, ledger=ledger, **more)
         found.append(([(x.numpy(), y.numpy()) for x, y in batches], set(ledger.names)))
     return found
@@ -55,6 +57,9 @@ def assert_same(found):
         pytest.param(Augment(mixup=0.2, mix_from_twice=True, flip=False), marks=pytest.mark.slow),
         pytest.param(Augment(cutmix=1.0, mix_from_twice=True), marks=pytest.mark.slow),
         Augment(min_area=0.08),
+        Augment(mixup=0.2, cutmix=1.0, randaugment_layers=2, randaugment_magnitude=5.0),
+        pytest.param(Augment(mixup=0.2, flip=False), marks=pytest.mark.slow),
+        pytest.param(Augment(cutmix=1.0), marks=pytest.mark.slow),
         pytest.param(Augment(randaugment_layers=3, randaugment_magnitude=10.0), marks=pytest.mark.slow),
     ],
 )
@@ -69,11 +74,14 @@ def test_the_two_ways_are_bit_identical_on_hosts_and_from_records(monkeypatch, t
         assert_same(both_ways(monkeypatch, records, 12, PAPER, shard=shard, shards=2))
 
 
-def test_draws_are_those_of_the_whole_batch():
-    augment, key = Augment(**TWICE), randomness.key(0, randomness.MIX, 0)
-    images, labels = tf.random.stateless_uniform((18, 8, 8, 3), (1, 2)), tf.eye(18)
+@pytest.mark.parametrize("twice", [True, False])
+def test_draws_are_those_of_the_whole_batch(twice):
+    augment, key = Augment(**{**TWICE, "mix_from_twice": twice}), randomness.key(0, randomness.MIX, 0)
+    count = 18 if twice else 9
+    images, labels = tf.random.stateless_uniform((count, 8, 8, 3), (1, 2)), tf.eye(count)
     wanted = mixing.mix(images, labels, augment, key)
-    places, kept, boxes = mixing.pairs_of_twice(key, 9, 8, augment)
+    pairs = mixing.pairs_of_twice if twice else mixing.pairs_of_neighbours
+    places, kept, boxes = pairs(key, 9, 8, augment)
     for number, (first, partner) in enumerate(places.numpy()):
         pair = images[first], images[partner]
         made = mixing.blend(*pair, kept[number]) if number < 4 else mixing.paste(*pair, boxes[number - 4])
