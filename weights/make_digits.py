@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> dict:
         },
         "accuracy": {"images": len(old.test), "top1": round(trainer.accuracy(old.test), 4)},
         "transfer": measure(trainer, new),
-        "versions": {name: version(name) for name in ("tensorflow", "keras", "numpy", "scikit-learn")},
+        "versions": {name: version(name) for name in ("tensorflow", "keras", "numpy")},
     }
     path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result

@@ -1,6 +1,8 @@
 """Programs that run one side of a comparison, each in an environment of its own; see `serving.py`."""
 
 import dataclasses
+import os
+import sys
 from collections.abc import Mapping
 
 
@@ -30,3 +32,13 @@ class Way:
     @property
     def ours(self) -> bool:
         return self.environment == "ours"
+
+
+def as_installed() -> None:
+    """Hides from Keras and its backend what a plain installation of this package does not have.
+
+    This program's own environment has all backends and the tests' libraries. TensorFlow and Keras import what they
+    find of these, which takes up to 160 MiB; the peers' environments hold what the peers need. Before Keras is imported.
+    """
+    for name in {"jax", "sklearn", "torch"} - {os.environ.get("KERAS_BACKEND")}:
+        sys.modules.setdefault(name, None)

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from benchmarks.sides import Way, ours, timm_side
+from benchmarks.sides import Way, as_installed, ours, timm_side
 from benchmarks.sides.serving import Side, serve
 from benchmarks.sides.torchvision_code import load_torchvision
 
@@ -45,10 +45,9 @@ class Step(Side):
     def __init__(self, request: dict):
         self.tensorflow = None
         if request["side"] == "ours":
-            import nfnet_keras
-
+            as_installed()
+            importlib.import_module("nfnet_keras")
             self.tensorflow = importlib.import_module("tensorflow")
-            importlib.import_module(nfnet_keras.__name__)
             self.libraries = resident()
             self.inner = ours.Training(request)
             self.inner.model.remat = request["remat"]

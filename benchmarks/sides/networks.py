@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.sides import Way
+from benchmarks.sides import Way, as_installed
 from benchmarks.sides.ours import versions
 from benchmarks.sides.serving import Side, serve
 
@@ -148,4 +148,5 @@ def prepare(request: dict) -> Side:
 
 
 if __name__ == "__main__":
+    as_installed()
     serve(prepare)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.sides import Way
+from benchmarks.sides import Way, as_installed
 from benchmarks.sides.serving import MatrixProduct, Side, serve
 
 
@@ -243,4 +243,5 @@ def prepare(request: dict) -> Side:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    as_installed()
     serve(prepare)

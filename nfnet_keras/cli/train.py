@@ -1,7 +1,7 @@
 """Trains a network with the paper's recipe, at its scale or a small one: adaptive gradient clipping, warm-up and
 cosine, moving average of the weights, label smoothing, MixUp, CutMix and RandAugment.
 
-Without flags it trains the small NFNet on the embedded set, scikit-learn's handwritten digits. With --data it trains
+Without flags it trains the small NFNet on the embedded set, scans of handwritten digits. With --data it trains
 on a folder that has a folder of JPEG or PNG images for each class; a fifth of each class is held out, or the folders
 train/ and test/ are used where they exist. --data=tfds:NAME is a set of TensorFlow Datasets, --data=tfrecord:PATTERN
 files of records. The run's folder then holds model.keras, metrics.json, metrics.csv and curves.png. Ctrl-C stops after
