@@ -330,3 +330,16 @@ def test_each_suite_runs_without_peers(suite, monkeypatch, options):
     for each in outcome.results:
         if each.case == "not run":
             assert "is not installed for tests" in each.note or "--authors" in each.note, each
+
+
+def test_our_sides_import_what_an_installation_has(new_process):
+    code = """
+import sys
+sys.path.insert(0, root)
+from benchmarks.sides import as_installed
+as_installed()
+import nfnet_keras
+report([name in sys.modules for name in ("tensorflow", "jax", "sklearn", "torch")])
+"""
+    env = {"KERAS_BACKEND": "tensorflow"}
+    assert new_process(code, env=env, root=str(BENCHMARKS.parent)) == [True, False, False, False]

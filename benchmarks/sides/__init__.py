@@ -1,6 +1,7 @@
 """Programs that run one side of a comparison, each in an environment of its own; see `serving.py`."""
 
 import dataclasses
+import importlib.machinery
 import os
 import sys
 from collections.abc import Mapping
@@ -34,11 +35,22 @@ class Way:
         return self.environment == "ours"
 
 
+class _Installed(importlib.machinery.PathFinder):
+    """Finds what the path has, but for the backends that are not used and libraries that only tests need."""
+
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        if fullname in {"jax", "sklearn", "torch"} - {os.environ.get("KERAS_BACKEND")}:
+            return None
+        return super().find_spec(fullname, path, target)
+
+
 def as_installed() -> None:
     """Hides from Keras and its backend what a plain installation of this package does not have.
 
     This program's own environment has all backends and the tests' libraries. TensorFlow and Keras import what they
-    find of these, which takes up to 160 MiB; the peers' environments hold what the peers need. Before Keras is imported.
+    find of these, which takes up to 160 MiB; the peers' environments hold what the peers need. To be called before
+    Keras is imported.
     """
-    for name in {"jax", "sklearn", "torch"} - {os.environ.get("KERAS_BACKEND")}:
-        sys.modules.setdefault(name, None)
+    place = sys.meta_path.index(importlib.machinery.PathFinder)
+    sys.meta_path[place] = _Installed
