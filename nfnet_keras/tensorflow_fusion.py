@@ -147,8 +147,11 @@ def convolve_standardized(standardize: Callable, convolve: Callable, inputs, ker
             of_inputs, of_weights, *of_bias = tape.gradient(outputs, arguments, upstream)
             return of_inputs, *backward(of_weights, rows, gain), *of_bias
 
+        # Kernels depend on nothing that a step computes: without an order all are standardised as it begins.
+        with tf.control_dependencies([inputs]):
+            weights = forward(rows, gain)
         # Nothing of this run is to be on a tape that somebody holds.
-        arguments = [tf.stop_gradient(tensor) for tensor in (inputs, forward(rows, gain), *bias)]
+        arguments = [tf.stop_gradient(tensor) for tensor in (inputs, weights, *bias)]
         return run_plain(*arguments), gradient
 
     # XLA sums the columns of a matrix several times as fast as the channels of a kernel.

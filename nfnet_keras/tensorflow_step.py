@@ -74,9 +74,55 @@ def replica_number():
     True
     """
     context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    if context is None or is_alone():
         return None
     return tf.cast(context.replica_id_in_sync_group, tf.int64)
+
+
+def is_alone() -> bool:
+    """Whether this is the only replica, with nobody to sum gradients with.
+
+    Example:
+
+    >>> is_alone()
+    True
+    """
+    context = tf.distribute.get_replica_context()
+    return context is not None and context.num_replicas_in_sync == 1
+
+
+def shares_processor() -> bool:
+    """Whether this is one of several replicas that are all on this machine's processor.
+
+    Example:
+
+    >>> shares_processor()
+    False
+    """
+    strategy = tf.distribute.get_strategy()
+    if not isinstance(strategy, tf.distribute.MirroredStrategy) or tf.distribute.get_replica_context() is None:
+        return False
+    return strategy.num_replicas_in_sync > 1 and all("CPU" in name for name in strategy.extended.worker_devices)
+
+
+def on_the_sum(tensors: list, function: Callable) -> list:
+    """Sums tensors over replicas that share a processor, and calls a function with the sums once, not on each replica.
+
+    Args:
+        tensors: List of this replica's tensors.
+        function: From the list of sums to a list of tensors.
+
+    Returns:
+        The function's result, the same on every replica.
+    """
+
+    def run(strategy, tensors):
+        first = strategy.extended.worker_devices[0]
+        sums = strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, [(each, first) for each in tensors])
+        with tf.device(first):
+            return function(list(sums))
+
+    return list(tf.distribute.get_replica_context().merge_call(run, args=(tensors,)))
 
 
 def densify(gradient):
@@ -189,7 +235,7 @@ def sharpness_aware_step(model: keras.Model, sam: sam_lib.SAM, data) -> dict:
 def _sum_over_replicas(gradients: list) -> list:
     context = tf.distribute.get_replica_context()
     known = [g for g in gradients if g is not None]
-    if context is None or context.num_replicas_in_sync == 1 or not known:
+    if context is None or is_alone() or not known:
         return gradients
     summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, known))
     return [None if g is None else next(summed) for g in gradients]

@@ -149,3 +149,35 @@ def test_two_devices_are_one(new_process):
         assert 0 < got["shares"][0] <= 1
         assert got["shares"][1] == pytest.approx(got["shares"][0], abs=1e-3), (kind, got)
         assert got["losses"][1] == pytest.approx(got["losses"][0], rel=1e-4), (kind, got)
+
+
+def kernels_waited_for(layers: int) -> list[int]:
+    """Returns for each kernel of a network how many kernels' gradients must be there before it is updated."""
+    import tensorflow as tf
+
+    inputs = x = keras.Input((6, 6, 3))
+    for _ in range(layers):
+        x = nfk.layers.WSConv2D(4, 3, padding="same")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = nfk.NormalizerFreeModel(inputs, keras.layers.Dense(3, "softmax", name="predictions")(x))
+    model.compile(nfk.optimizers.SGD_AGC(0.1), "categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    step = tf.function(lambda x, y: model.train_step((x, y))).get_concrete_function(*map(tf.constant, data()))
+    found = []
+    for update in step.graph.get_operations():
+        if update.type != "ResourceApplyMomentum" or update.inputs[3].shape.rank != 4:
+            continue
+        waiting, before = [update], set()
+        while waiting:
+            operation = waiting.pop()
+            if operation not in before:
+                before.add(operation)
+                waiting += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
+        found.append(sum(operation.type == "Conv2DBackpropFilter" for operation in before))
+    return found
+
+
+@pytest.mark.parametrize(("alone", "expected"), [(1, [1, 1, 1]), (10**6, [3, 3, 3])])
+def test_a_large_kernel_is_updated_as_soon_as_its_gradient_is_there(alone, expected, monkeypatch):
+    monkeypatch.setattr(nfk.optimizers.clipping, "MIN_SIZE_ALONE", alone)
+    assert kernels_waited_for(3) == expected

@@ -165,13 +165,22 @@ def add_counter(optimizer) -> None:
 
 def clip_reduced(optimizer, reduce, decay, grads_and_vars):
     """TensorFlow's seam: sums gradients over replicas, then clips them."""
-    from nfnet_keras.tensorflow_step import densify
+    from nfnet_keras import tensorflow_step
 
-    pairs = [(densify(g), v) for g, v in reduce(grads_and_vars)]
-    known = [optimizer._trainable_variables[optimizer._get_variable_index(v)] for _, v in pairs]
-    clipped = _clip(optimizer, [g for g, _ in pairs], known)
+    grads_and_vars = list(grads_and_vars)
+    complete = all(g is not None for g, _ in grads_and_vars)
+    # Even the sum over one replica waits for the gradients of all variables; where some are missing, Keras says so.
+    if not complete or not (tensorflow_step.is_alone() or tensorflow_step.shares_processor()):
+        grads_and_vars = reduce(grads_and_vars)
+    variables = [v for _, v in grads_and_vars]
+    gradients = [tensorflow_step.densify(g) for g, _ in grads_and_vars]
+    known = [optimizer._trainable_variables[optimizer._get_variable_index(v)] for v in variables]
+    if complete and tensorflow_step.shares_processor():
+        clipped = tensorflow_step.on_the_sum(gradients, lambda summed: _clip(optimizer, summed, known))
+    else:
+        clipped = _clip(optimizer, gradients, known)
     decay(known)
-    return [(g, v) for g, (_, v) in zip(clipped, pairs, strict=True)]
+    return list(zip(clipped, variables, strict=True))
 
 
 def clip_then_update(optimizer, update, decay, grads, trainable_variables, learning_rate):

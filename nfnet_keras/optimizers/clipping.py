@@ -10,6 +10,8 @@ from keras import ops
 
 # A gradient's norm below this is taken for this: the authors' guard against division by zero.
 _SMALLEST_NORM = 1e-6
+# From this number of elements up a parameter is clipped by itself: its gradient need not wait for all others.
+MIN_SIZE_ALONE = 2**19
 
 
 def _unit_axes(shape: Sequence[int], axis: int | Sequence[int] | None) -> tuple[tuple[int, ...], bool]:
@@ -197,16 +199,18 @@ def measure_units(gradients, parameters, axes, norm: Callable | None = None) -> 
     [2.0, 2.0]
     """
     layout = _Layout([p.shape for p in parameters], axes, norm or norm_over)
-    return Units(layout.norms(gradients), layout.norms(parameters), None, layout.owners)
+    return Units(_join(layout.norms(gradients)), _join(layout.norms(parameters)), None, layout.owners)
 
 
 def clip_units(
     gradients, parameters, clip_factor: float, eps: float, axes, norm: Callable | None = None
 ) -> tuple[list, Units]:
-    """Clips the gradients of many parameters at once: `clip_gradient` for each, in far fewer operations.
+    """Clips the gradients of many parameters: `clip_gradient` for each, in far fewer operations.
 
-    The norms of all units stand in one vector, so that the rule itself is computed once a step and not once a
-    parameter, and the many small parameters (biases, gains) are joined before their norms are taken.
+    The many small parameters (biases, gains) are joined before their norms are taken, and the rule itself is computed
+    once for all parameters but the largest. Each of these is clipped by itself, as soon as its gradient is there: an
+    update may then follow at once, while the gradient is in the cache, and its memory is free before the next
+    gradients need theirs.
 
     Args:
         gradients: List of tensors.
@@ -232,12 +236,17 @@ def clip_units(
     parameters = [ops.convert_to_tensor(p) for p in parameters]
     layout = _Layout([p.shape for p in parameters], axes, norm or norm_over)
     gradient_norms, parameter_norms = layout.norms(gradients), layout.norms(parameters)
-    factors, over = clip_factors(gradient_norms, parameter_norms, clip_factor, eps)
-    return layout.scale(gradients, factors), Units(gradient_norms, parameter_norms, over, layout.owners)
+    factors, over = [], []
+    for of_gradients, of_parameters in zip(gradient_norms, parameter_norms, strict=True):
+        factor, above = clip_factors(of_gradients, of_parameters, clip_factor, eps)
+        factors.append(factor)
+        over.append(above)
+    units = Units(_join(gradient_norms), _join(parameter_norms), _join(over), layout.owners)
+    return layout.scale(gradients, factors), units
 
 
 class _Layout:
-    """Where the units of several parameters stand in one vector: those of the small parameters first."""
+    """Where the units of several parameters stand: those of the small ones, of the middling, of each large one."""
 
     def __init__(self, shapes, axes, norm: Callable):
         self.norm = norm
@@ -245,39 +254,49 @@ class _Layout:
         self.axes = axes
         # One unit and at most one long axis: the segment of a vector.
         self.small = [i for i, s in enumerate(self.shapes) if axes[i] is None and not _unit_axes(s, None)[1]]
-        joined = set(self.small)
-        self.large = [i for i in range(len(self.shapes)) if i not in joined]
+        rest = [i for i in range(len(self.shapes)) if i not in set(self.small)]
+        self.middling = [i for i in rest if math.prod(self.shapes[i]) < MIN_SIZE_ALONE]
+        self.alone = [i for i in rest if math.prod(self.shapes[i]) >= MIN_SIZE_ALONE]
         self.segments = _Segments([self.shapes[i] for i in self.small])
-        self.counts = [count_units(self.shapes[i], axes[i]) for i in self.large]
+        self.counts = [count_units(self.shapes[i], axes[i]) for i in self.middling]
 
     @property
     def owners(self) -> np.ndarray:
-        return np.repeat(self.small + self.large, [1] * len(self.small) + self.counts)
+        numbers = [count_units(self.shapes[i], self.axes[i]) for i in self.alone]
+        return np.repeat(self.small + self.middling + self.alone, [1] * len(self.small) + self.counts + numbers)
 
-    def norms(self, tensors):
-        """Returns the norms of all units in one float32 vector."""
-        norms = []
+    def norms(self, tensors) -> list:
+        """Returns the norms of all units in float32 vectors: one of the small and the middling, one a large tensor."""
+        joined = []
         if self.small:
-            joined = self.segments.join([tensors[i] for i in self.small])
-            norms.append(ops.sqrt(self.segments.sums(ops.square(joined))))
-        for i in self.large:
-            x = ops.cast(tensors[i], "float32")
-            norms.append(_flat(self.norm(x, _unit_axes(x.shape, self.axes[i])[0])))
-        return ops.concatenate(norms)
+            squares = ops.square(self.segments.join([tensors[i] for i in self.small]))
+            joined.append(ops.sqrt(self.segments.sums(squares)))
+        joined += [self._norm(i, tensors[i]) for i in self.middling]
+        return ([_join(joined)] if joined else []) + [self._norm(i, tensors[i]) for i in self.alone]
+
+    def _norm(self, i: int, tensor):
+        x = ops.cast(tensor, "float32")
+        return _flat(self.norm(x, _unit_axes(x.shape, self.axes[i])[0]))
 
     def scale(self, gradients, factors) -> list:
-        """Returns the gradients, those of each unit multiplied by its factor."""
+        """Returns the gradients, those of each unit multiplied by its factor; `factors` are laid out as the norms."""
         scaled, few = list(gradients), len(self.small)
+        joined, alone = (factors[0], factors[1:]) if self.small or self.middling else (None, factors)
         if self.small:
-            joined = self.segments.join([gradients[i] for i in self.small])
-            joined = ops.multiply(joined, self.segments.spread(factors[:few]))
-            for i, gradient in zip(self.small, self.segments.split(joined), strict=True):
+            vector = self.segments.join([gradients[i] for i in self.small])
+            vector = ops.multiply(vector, self.segments.spread(joined[:few]))
+            for i, gradient in zip(self.small, self.segments.split(vector), strict=True):
                 scaled[i] = ops.cast(gradient, gradients[i].dtype)
-        if self.large:
-            for i, factor in zip(self.large, _split(factors[few:], self.counts), strict=True):
-                factor = _broadcastable(factor, self.shapes[i], self.axes[i])
-                scaled[i] = ops.multiply(gradients[i], ops.cast(factor, gradients[i].dtype))
+        middling = _split(joined[few:], self.counts) if self.middling else []
+        for i, factor in zip(self.middling + self.alone, [*middling, *alone], strict=True):
+            factor = _broadcastable(factor, self.shapes[i], self.axes[i])
+            scaled[i] = ops.multiply(gradients[i], ops.cast(factor, gradients[i].dtype))
         return scaled
+
+
+def _join(vectors: list):
+    """Puts vectors end to end."""
+    return vectors[0] if len(vectors) == 1 else ops.concatenate(vectors)
 
 
 def norm_over(x, axes: tuple[int, ...]):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from nfnet_keras.optimizers import clip_gradient, count_units, unitwise_norm
+from nfnet_keras.optimizers import clip_gradient, clipping, count_units, unitwise_norm
 from nfnet_keras.optimizers.clipping import clip_units
 
 SHAPES = [
@@ -120,7 +120,9 @@ def test_nan_passes_through():
     np.testing.assert_array_equal(ops.convert_to_numpy(all_at_once), clipped)
 
 
-def test_clip_units_equals_clip_gradient(numpy_norm):
+@pytest.mark.parametrize("alone", [0, 20, 2**19])
+def test_clip_units_equals_clip_gradient(numpy_norm, alone, monkeypatch):
+    monkeypatch.setattr(clipping, "MIN_SIZE_ALONE", alone)
     rng = np.random.default_rng(3)
     cases = [(shape, None) for shape in SHAPES]
     cases += [
@@ -143,10 +145,16 @@ def test_clip_units_equals_clip_gradient(numpy_norm):
         expected_count += np.sum(numpy_norm(g, axis) > 0.1 * np.maximum(numpy_norm(p, axis), 1e-3))
     assert np.sum(ops.convert_to_numpy(units.over)) == expected_count
     assert 0 < expected_count < sum(count_units(shape, axis) for shape, axis in cases)
+    for name, tensors in (("gradient_norms", gradients), ("parameter_norms", parameters)):
+        norms = [numpy_norm(tensor, axis).ravel() for tensor, (_, axis) in zip(tensors, cases, strict=True)]
+        found = ops.convert_to_numpy(getattr(units, name))
+        for i, expected in enumerate(norms):
+            np.testing.assert_allclose(found[units.owners == i], expected, rtol=2e-5)
 
 
-@pytest.mark.parametrize("shapes", [[(3,), ()], [(3, 3, 2, 4)]], ids=str)
-def test_clip_units_with_one_kind_of_shape(numpy_clip, shapes):
+@pytest.mark.parametrize("shapes", [[(3,), ()], [(3, 3, 2, 4)], [(3, 3, 2, 5)], [(3,), (3, 3, 2, 5)]], ids=str)
+def test_clip_units_with_one_kind_of_shape(numpy_clip, shapes, monkeypatch):
+    monkeypatch.setattr(clipping, "MIN_SIZE_ALONE", 80)
     gradients, parameters = [draw(s) for s in shapes], [draw(s, 1) for s in shapes]
     clipped, _ = clip_units(gradients, parameters, 0.1, 1e-3, [None] * len(shapes))
     for g, p, got in zip(gradients, parameters, clipped, strict=True):
