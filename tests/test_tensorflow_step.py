@@ -126,15 +126,19 @@ for kind, (build, make, options) in kinds.items():
             start = start or [w + 0.1 * rng.standard_normal(w.shape).astype("float32") for w in model.get_weights()]
             model.set_weights(start)
             model.compile(make(), keras.losses.CategoricalCrossentropy(from_logits=True), **options)
+        nfk.optimizers.watch_clipping(model)
         batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8).repeat(3)
         history = model.fit(batches, steps_per_epoch=3, verbose=0).history
-        outcomes.append((model.get_weights(), history["agc_clipped"][0], history["loss"][0]))
-    (one, share, loss), (two, share2, loss2) = outcomes
+        watched = list(nfk.optimizers.clipping_report(model).values())
+        watched = [float(value) for stage in watched for value in stage.values()]
+        outcomes.append((model.get_weights(), history["agc_clipped"][0], history["loss"][0], watched))
+    (one, share, loss, watched), (two, share2, loss2, watched2) = outcomes
     result[kind] = {
         "difference": max(float(np.max(np.abs(a - b))) for a, b in zip(one, two)),
         "moved": max(float(np.max(np.abs(a - b))) for a, b in zip(one, start)),
         "shares": [float(share), float(share2)],
         "losses": [float(loss), float(loss2)],
+        "watched": [watched, watched2],
     }
 report(result)
 """
@@ -148,6 +152,7 @@ def test_two_devices_are_one(new_process):
         assert got["moved"] > 1e-3, (kind, got)
         assert 0 < got["shares"][0] <= 1
         assert got["shares"][1] == pytest.approx(got["shares"][0], abs=1e-3), (kind, got)
+        assert got["watched"][1] == pytest.approx(got["watched"][0], rel=1e-3, abs=1e-6), (kind, got)
         assert got["losses"][1] == pytest.approx(got["losses"][0], rel=1e-4), (kind, got)
 
 
