@@ -6,7 +6,7 @@ import pytest
 
 import nfnet_keras as nfk
 from nfnet_keras import openvino_engine as engine
-from nfnet_keras.layers import ScaledActivation, SqueezeExcite
+from nfnet_keras.layers import EfficientChannelAttention, ScaledActivation, SqueezeExcite
 
 pytest.importorskip("openvino")
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="OpenVINO takes TensorFlow's graphs")
@@ -61,6 +61,75 @@ def test_other_means_stay():
     network = engine._network(model)
     engine.pool_means(network)
     assert counted(network, "AvgPool") == 0
+
+
+def widening(attention, filters: int = 12, **options) -> keras.Model:
+    """A 1 x 1 convolution with attention behind it."""
+    inputs = keras.Input((6, 6, 5))
+    options = {"kernel_size": 1, "bias_initializer": keras.initializers.RandomNormal(seed=1), **options}
+    return keras.Model(inputs, attention(keras.layers.Conv2D(filters, **options)(inputs)))
+
+
+def squeezed(model: keras.Model, batch: int) -> list[tuple]:
+    """Returns the shapes of what a network takes means of."""
+    network = engine._network(model)
+    network.reshape([batch, 6, 6, 5])
+    engine.squeeze_first(network)
+    means = [node for node in network.get_ops() if node.get_type_name() == "ReduceMean"]
+    return [tuple(node.input_value(0).get_shape())[1:] for node in means]
+
+
+@pytest.mark.parametrize("attention", [SqueezeExcite(0.5), EfficientChannelAttention()], ids=["se", "eca"])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_means_are_taken_before_a_convolution(attention, use_bias):
+    model = widening(attention, use_bias=use_bias)
+    assert squeezed(model, 3) == [(5, 6, 6)]
+    images = np.random.default_rng(2).standard_normal((3, 6, 6, 5)).astype("float32")
+    np.testing.assert_allclose(engine.openvino_engine(model, "float32")(images), model(images), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({"filters": 4}, (4, 6, 6)),  # it narrows
+        ({"kernel_size": 3, "padding": "same"}, (12, 6, 6)),
+        ({"strides": 2}, (12, 3, 3)),
+        ({"activation": "relu"}, (12, 6, 6)),
+    ],
+    ids=str,
+)
+def test_means_stay_behind_what_does_not_commute(options, seen):
+    model = widening(SqueezeExcite(0.5), **options)
+    assert squeezed(model, 3) == [seen]
+    images = np.random.default_rng(2).standard_normal((3, 6, 6, 5)).astype("float32")
+    np.testing.assert_allclose(engine.openvino_engine(model, "float32")(images), model(images), atol=2e-6)
+
+
+def test_means_stay_where_the_kernel_is_more_than_the_image():
+    # Without a fully connected layer to join it with, the kernel is read twice.
+    inputs = keras.Input((6, 6, 5))
+    x = keras.layers.Conv2D(2000, 1)(keras.layers.AveragePooling2D(6)(inputs))
+    network = engine._network(keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x)))
+    network.reshape([1, 6, 6, 5])
+    engine.squeeze_first(network)
+    assert [n.input_value(0).get_shape()[1] for n in network.get_ops() if n.get_type_name() == "ReduceMean"] == [2000]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batches_of_all_sizes(cores, dtype, small_nfnet, monkeypatch):
+    monkeypatch.setattr(engine, "usable_cores", lambda: cores)
+    run = engine.openvino_engine(small_nfnet(input_shape=(32, 32, 3)), dtype)
+    whole = np.concatenate([run(image[None]) for image in IMAGES])
+    for size in range(1, 9):
+        for _ in range(2):
+            found = run(IMAGES[:size])
+            np.testing.assert_allclose(found, whole[:size], atol=2e-5 if dtype == "float32" else 0.2)
+    assert found.dtype == "float32"
+    first = run(IMAGES[:4])
+    kept = first.copy()
+    run(IMAGES[4:])
+    np.testing.assert_array_equal(first, kept)
 
 
 def test_nothing_is_reported(new_process, tmp_path):
