@@ -5,10 +5,10 @@
 Each way runs in a process of its own. Three figures tell its memory, in MiB:
 
 - *whole*: peak of the process's resident memory during steps that are not the first;
-- *above*: the same, less what the loaded libraries take, less parameters, gradients and the optimizer's state (three
-  times the parameters);
-- *tensors above*: the most that TensorFlow's allocator had given out at once, less parameters, gradients and state. It
-  is what the step itself needs, free of gaps and of the traced graph. PyTorch counts nothing on a CPU.
+- *above*: the same, less what the loaded libraries take, less parameters and the optimizer's state (twice the
+  parameters). Gradients count: not all of them need be there at once;
+- *tensors above*: the most that TensorFlow's allocator had given out at once, less parameters and state. It is what the
+  step itself needs, free of gaps and of the traced graph. PyTorch counts nothing on a CPU.
 
 Seconds of a step stand beside them; ours without and with `remat` take turns.
 """
@@ -32,7 +32,7 @@ CASES = (
 )
 QUICK = (("timm_test_nfnet", 64, 2),)
 REMAT_CASE = ("timm_dm_nfnet_f1", 224, 8)
-# Of what a step needs above parameters, gradients and state, `remat` leaves at most this; and its time at most this.
+# Of what a step needs above parameters and state, `remat` leaves at most this; and its time at most this.
 LEFT, TIME = 0.5, 1.4
 
 
@@ -95,7 +95,7 @@ def _measured(process: Process, sides: Sides, seconds: list[float]) -> _Measured
         return None
     with np.load(path) as arrays:
         own, libraries, tensors = (float(value) for value in arrays["outputs"])
-    return _Measured(seconds, whole, whole - libraries - 3 * own, tensors - 3 * own)
+    return _Measured(seconds, whole, whole - libraries - 2 * own, tensors - 2 * own)
 
 
 def _rows(title: str, name: str, each: _Measured) -> list[Result]:
