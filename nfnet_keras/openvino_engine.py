@@ -111,12 +111,11 @@ def pool_means(network) -> None:
     import openvino.opset8 as op
 
     for node in network.get_ordered_ops():
-        if node.get_type_name() != "ReduceMean" or node.input_value(1).get_node().get_type_name() != "Constant":
+        if not _is_mean_of_images(node):
             continue
         source = node.input_value(0)
-        axes = np.sort(node.input_value(1).get_node().get_data().reshape(-1))
         sides = list(source.get_partial_shape())[2:]
-        if axes.tolist() != [2, 3] or len(sides) != 2 or any(side.is_dynamic for side in sides):
+        if len(sides) != 2 or any(side.is_dynamic for side in sides):
             continue
         kernel = [side.get_length() for side in sides]
         pooled = op.avg_pool(source, [1, 1], [0, 0], [0, 0], kernel, True)
@@ -174,11 +173,9 @@ def squeeze_first(network) -> None:
 
 def _mean_of_pixel_convolution(node) -> tuple | None:
     """Returns input, kernel (outputs, inputs) and bias of the widening 1 x 1 convolution that a node is the mean of."""
-    if node.get_type_name() != "ReduceMean" or node.get_attributes()["keep_dims"]:
+    if not _is_mean_of_images(node) or node.get_attributes()["keep_dims"]:
         return None
-    axes, source, bias = _constant(node.input_value(1)), node.input_value(0), None
-    if axes is None or sorted(axes.reshape(-1).tolist()) != [2, 3]:
-        return None
+    source, bias = node.input_value(0), np.zeros((1, 1, 1, 1), "float32")
     if source.get_node().get_type_name() == "Add":
         sides = [source.get_node().input_value(i) for i in range(2)]
         constants = [_constant(side) for side in sides]
@@ -192,12 +189,18 @@ def _mean_of_pixel_convolution(node) -> tuple | None:
     attributes = convolution.get_attributes()
     if any(list(attributes[name]) != [at] * 2 for name, at in (("strides", 1), ("pads_begin", 0), ("pads_end", 0))):
         return None
-    kernel = kernel.reshape(kernel.shape[:2])
-    if bias is None:
-        bias = np.zeros(1, "float32")
-    elif bias.ndim != 4 or bias.shape[0] != 1 or bias.shape[2:] != (1, 1):
+    if bias.ndim != 4 or bias.shape[0] != 1 or bias.shape[2:] != (1, 1):
         return None
+    kernel = kernel.reshape(kernel.shape[:2])
     return convolution.input_value(0), kernel, np.broadcast_to(bias.reshape(-1), (len(kernel),))
+
+
+def _is_mean_of_images(node) -> bool:
+    """Whether a node takes means over height and width."""
+    if node.get_type_name() != "ReduceMean":
+        return False
+    axes = _constant(node.input_value(1))
+    return axes is not None and sorted(axes.reshape(-1).tolist()) == [2, 3]
 
 
 def _constant(value) -> np.ndarray | None:
@@ -239,6 +242,6 @@ def _compiled(network, shape: tuple, dtype: str) -> Callable:
         for request in requests:
             request.wait()
         # Copied: the engine gives its own memory, which the next call overwrites.
-        return np.concatenate([request.get_output_tensor(0).data for request in requests]).astype("float32")
+        return np.concatenate([request.get_output_tensor(0).data for request in requests], dtype="float32")
 
     return run

@@ -73,14 +73,13 @@ def replica_number():
     >>> replica_number() is None
     True
     """
-    context = tf.distribute.get_replica_context()
-    if context is None or is_alone():
+    if is_alone():
         return None
-    return tf.cast(context.replica_id_in_sync_group, tf.int64)
+    return tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
 
 
 def is_alone() -> bool:
-    """Whether this is the only replica, with nobody to sum gradients with.
+    """Whether there is no other replica to sum gradients with: one device, or not inside of a replica at all.
 
     Example:
 
@@ -88,7 +87,7 @@ def is_alone() -> bool:
     True
     """
     context = tf.distribute.get_replica_context()
-    return context is not None and context.num_replicas_in_sync == 1
+    return context is None or context.num_replicas_in_sync == 1
 
 
 def shares_processor() -> bool:
@@ -100,9 +99,9 @@ def shares_processor() -> bool:
     False
     """
     strategy = tf.distribute.get_strategy()
-    if not isinstance(strategy, tf.distribute.MirroredStrategy) or tf.distribute.get_replica_context() is None:
+    if is_alone() or not isinstance(strategy, tf.distribute.MirroredStrategy):
         return False
-    return strategy.num_replicas_in_sync > 1 and all("CPU" in name for name in strategy.extended.worker_devices)
+    return all("CPU" in name for name in strategy.extended.worker_devices)
 
 
 def on_the_sum(tensors: list, function: Callable) -> list:
@@ -233,9 +232,8 @@ def sharpness_aware_step(model: keras.Model, sam: sam_lib.SAM, data) -> dict:
 
 
 def _sum_over_replicas(gradients: list) -> list:
-    context = tf.distribute.get_replica_context()
     known = [g for g in gradients if g is not None]
-    if context is None or is_alone() or not known:
+    if is_alone() or not known:
         return gradients
-    summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, known))
+    summed = iter(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, known))
     return [None if g is None else next(summed) for g in gradients]

@@ -168,17 +168,19 @@ def clip_reduced(optimizer, reduce, decay, grads_and_vars):
     from nfnet_keras import tensorflow_step
 
     grads_and_vars = list(grads_and_vars)
-    complete = all(g is not None for g, _ in grads_and_vars)
+    missing = any(g is None for g, _ in grads_and_vars)
+    once = not missing and tensorflow_step.shares_processor()
     # Even the sum over one replica waits for the gradients of all variables; where some are missing, Keras says so.
-    if not complete or not (tensorflow_step.is_alone() or tensorflow_step.shares_processor()):
+    if missing or not (once or tensorflow_step.is_alone()):
         grads_and_vars = reduce(grads_and_vars)
     variables = [v for _, v in grads_and_vars]
     gradients = [tensorflow_step.densify(g) for g, _ in grads_and_vars]
     known = [optimizer._trainable_variables[optimizer._get_variable_index(v)] for v in variables]
-    if complete and tensorflow_step.shares_processor():
-        clipped = tensorflow_step.on_the_sum(gradients, lambda summed: _clip(optimizer, summed, known))
-    else:
-        clipped = _clip(optimizer, gradients, known)
+
+    def clip(gradients):
+        return _clip(optimizer, gradients, known)
+
+    clipped = tensorflow_step.on_the_sum(gradients, clip) if once else clip(gradients)
     decay(known)
     return list(zip(clipped, variables, strict=True))
 

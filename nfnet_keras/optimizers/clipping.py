@@ -254,7 +254,8 @@ class _Layout:
         self.axes = axes
         # One unit and at most one long axis: the segment of a vector.
         self.small = [i for i, s in enumerate(self.shapes) if axes[i] is None and not _unit_axes(s, None)[1]]
-        rest = [i for i in range(len(self.shapes)) if i not in set(self.small)]
+        joined = set(self.small)
+        rest = [i for i in range(len(self.shapes)) if i not in joined]
         self.middling = [i for i in rest if math.prod(self.shapes[i]) < MIN_SIZE_ALONE]
         self.alone = [i for i in rest if math.prod(self.shapes[i]) >= MIN_SIZE_ALONE]
         self.segments = _Segments([self.shapes[i] for i in self.small])
