@@ -80,7 +80,7 @@ class GroupedConv2D(keras.layers.Conv2D):
             "dilation_rate": self.dilation_rate,
             "data_format": "channels_last",
         }
-        if not 1 < self.groups <= MAX_SPLIT_GROUPS:
+        if not self._splits:
             return ops.conv(inputs, kernel, **options)
         if fuses:
             from nfnet_keras.tensorflow_fusion import convolve_groups
@@ -88,6 +88,10 @@ class GroupedConv2D(keras.layers.Conv2D):
             return convolve_groups(inputs, kernel, self.groups, self.strides, self.padding, self.dilation_rate)
         pairs = zip(ops.split(inputs, self.groups, axis=-1), ops.split(kernel, self.groups, axis=-1), strict=True)
         return ops.concatenate([ops.conv(x, w, **options) for x, w in pairs], axis=-1)
+
+    @property
+    def _splits(self) -> bool:
+        return 1 < self.groups <= MAX_SPLIT_GROUPS
 
     @property
     def _pads_itself(self) -> bool:

@@ -208,11 +208,28 @@ class WSConv2D(GroupedConv2D):
         if not is_large(self.kernel):
             return self._convolve_in_training(inputs, self.standardized_kernel(), bias)
         function = _standardize_with_gradient(*_floor(self.kernel.shape, self.epsilon, self.variance_epsilon))
+        return convolve_standardized(
+            function, self._convolution, inputs, ops.copy(self.kernel), self._scaled_gain(), bias
+        )
+
+    @property
+    def _convolution(self):
+        """The convolution behind a large kernel's standardization, in training."""
+        from nfnet_keras import tensorflow_fusion
+
+        shape = tuple(self.kernel.shape)
+        if self.compute_dtype == self.kernel.dtype:
+            if self._is_matrix_product:
+                return tensorflow_fusion.PIXELS
+            if self._splits and not self._pads_itself and self.data_format == "channels_last":
+                return tensorflow_fusion.convolution_of_groups(
+                    shape, self.groups, self.strides, self.padding, self.dilation_rate
+                )
 
         def convolve(inputs, kernel, bias):
             return self._convolve_in_training(inputs, ops.cast(kernel, self.compute_dtype), bias)
 
-        return convolve_standardized(function, convolve, inputs, ops.copy(self.kernel), self._scaled_gain(), bias)
+        return tensorflow_fusion.convolution_by_tape(convolve, shape)
 
     def _convolve_in_training(self, inputs, kernel, bias):
         if self._is_matrix_product:
@@ -222,7 +239,7 @@ class WSConv2D(GroupedConv2D):
         return self._with_bias(self.convolve(inputs, kernel, True), bias)
 
     def _with_bias(self, outputs, bias):
-        if not self.use_bias:
+        if bias is None:
             return outputs
         shape = (1, -1, 1, 1) if self.data_format == "channels_first" else (1, 1, 1, -1)
         return ops.add(outputs, ops.reshape(bias, shape))

@@ -152,10 +152,19 @@ def clip_factors(gradient_norm, parameter_norm, clip_factor: float, eps: float):
     >>> keras.ops.convert_to_numpy(factors).tolist(), keras.ops.convert_to_numpy(over).tolist()
     ([1.0, 0.5], [False, True])
     """
+    return _clip_factors(gradient_norm, parameter_norm, *_constants(clip_factor, eps, gradient_norm.dtype))
+
+
+def _constants(clip_factor: float, eps: float, dtype) -> list:
+    """Returns the numbers of the rule as tensors: a graph of hundreds of parameters needs each but once."""
+    return [ops.convert_to_tensor(value, dtype) for value in (clip_factor, eps, _SMALLEST_NORM, 1.0)]
+
+
+def _clip_factors(gradient_norm, parameter_norm, clip_factor, eps, smallest, one):
     limit = ops.multiply(ops.maximum(parameter_norm, eps), clip_factor)
     over = ops.greater(gradient_norm, limit)
-    shrink = ops.divide(limit, ops.maximum(gradient_norm, _SMALLEST_NORM))
-    return ops.where(over, shrink, ops.ones_like(shrink)), over
+    shrink = ops.divide(limit, ops.maximum(gradient_norm, smallest))
+    return ops.where(over, shrink, one), over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,9 +245,10 @@ def clip_units(
     parameters = [ops.convert_to_tensor(p) for p in parameters]
     layout = _Layout([p.shape for p in parameters], axes, norm or norm_over)
     gradient_norms, parameter_norms = layout.norms(gradients), layout.norms(parameters)
+    constants = _constants(clip_factor, eps, "float32")
     factors, over = [], []
     for of_gradients, of_parameters in zip(gradient_norms, parameter_norms, strict=True):
-        factor, above = clip_factors(of_gradients, of_parameters, clip_factor, eps)
+        factor, above = _clip_factors(of_gradients, of_parameters, *constants)
         factors.append(factor)
         over.append(above)
     units = Units(_join(gradient_norms), _join(parameter_norms), _join(over), layout.owners)

@@ -104,6 +104,10 @@ class SGD_AGC(keras.optimizers.Optimizer):
         # Keras would decay the weights apart from the gradient; `update_step` adds the decay to it.
         return
 
+    def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
+        # Read here, once, and not for each variable.
+        super()._backend_update_step(grads, trainable_variables, ops.convert_to_tensor(learning_rate))
+
     def update_step(self, gradient, variable, learning_rate) -> None:
         factor = self._factors[self._get_variable_index(variable)] if self._factors else 1.0
         if factor != 1.0:
