@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from nfnet_keras.tensorflow_step import is_alone
+from nfnet_keras.tensorflow_step import has_one_replica
 
 # Elements of the arguments of calls that run together. Compiling ahead computes once, with zeros; larger ones might not
 # fit into memory.
@@ -62,7 +62,7 @@ def _size(specs: tuple[tf.TensorSpec, ...]) -> int:
 
 
 def _can_be_ahead(specs: tuple[tf.TensorSpec, ...]) -> bool:
-    if tf.executing_eagerly() or not is_alone():
+    if tf.executing_eagerly() or not has_one_replica():
         return False
     return all(spec.shape.is_fully_defined() for spec in specs) and _size(specs) <= MAX_SIZE
 

@@ -90,6 +90,17 @@ def is_alone() -> bool:
     return context is None or context.num_replicas_in_sync == 1
 
 
+def has_one_replica() -> bool:
+    """Whether the strategy in use computes on one device, asked inside of a replica or outside, as in an update.
+
+    Example:
+
+    >>> has_one_replica()
+    True
+    """
+    return tf.distribute.get_strategy().num_replicas_in_sync == 1
+
+
 def shares_processor() -> bool:
     """Whether this is one of several replicas that are all on this machine's processor.
 
@@ -159,7 +170,7 @@ def shared_constant(value, dtype=tf.int32):
     [1, 2]
     """
     dtype = tf.as_dtype(dtype)
-    if tf.executing_eagerly() or not is_alone():
+    if tf.executing_eagerly() or not has_one_replica():
         # Each device should have its own.
         return tf.constant(value, dtype)
     graph = tf.compat.v1.get_default_graph()

@@ -40,7 +40,7 @@ def test_what_cannot_be_ahead(asked, monkeypatch):
     function = ahead.compiled(tf.negative)
     trace(function, (None, 3))
     assert float(function(tf.ones(()))) == -1.0
-    monkeypatch.setattr(ahead, "is_alone", lambda: False)
+    monkeypatch.setattr(ahead, "has_one_replica", lambda: False)
     trace(function, (2, 3))
     monkeypatch.undo()
     monkeypatch.setattr(ahead, "MAX_SIZE", 5)

@@ -186,3 +186,34 @@ def kernels_waited_for(layers: int) -> list[int]:
 def test_a_large_kernel_is_updated_as_soon_as_its_gradient_is_there(alone, expected, monkeypatch):
     monkeypatch.setattr(nfk.optimizers.clipping, "MIN_SIZE_ALONE", alone)
     assert kernels_waited_for(3) == expected
+
+
+def test_a_graph_has_each_constant_once(monkeypatch):
+    import tensorflow as tf
+
+    from nfnet_keras import tensorflow_step
+
+    found = []
+
+    @tf.function(autograph=False)
+    def compute(x):
+        with tf.control_dependencies([tf.debugging.check_numerics(x, "")]):
+            found.append(tensorflow_step.shared_constant(2.0, tf.float32))
+        found.extend(tensorflow_step.shared_constant(2.0, tf.float32) for _ in range(2))
+        whole, pair = tensorflow_step.shared_constant(2), tensorflow_step.shared_constant((2, 3))
+        assert whole.dtype == tf.int32 and pair.shape == (2,)
+
+        @tf.function(autograph=False)
+        def inner(x):
+            return x * tensorflow_step.shared_constant(2.0, tf.float32)
+
+        return inner(x) * found[0]
+
+    assert float(compute(tf.constant(3.0))) == 12.0
+    assert found[0] is found[1] is found[2]
+    # Whoever asks next does not wait for what the first one waited for.
+    assert not found[0].op.control_inputs
+    monkeypatch.setattr(tensorflow_step, "has_one_replica", lambda: False)
+    found.clear()
+    assert float(tf.function(compute.python_function)(tf.constant(3.0))) == 12.0
+    assert found[0] is not found[1]
