@@ -83,7 +83,7 @@ class GroupedConv2D(keras.layers.Conv2D):
         if not self._splits:
             return ops.conv(inputs, kernel, **options)
         if fuses:
-            from nfnet_keras.tensorflow_fusion import convolve_groups
+            from nfnet_keras.tensorflow_convolution import convolve_groups
 
             return convolve_groups(inputs, kernel, self.groups, self.strides, self.padding, self.dilation_rate)
         pairs = zip(ops.split(inputs, self.groups, axis=-1), ops.split(kernel, self.groups, axis=-1), strict=True)

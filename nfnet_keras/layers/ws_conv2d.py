@@ -215,28 +215,31 @@ class WSConv2D(GroupedConv2D):
     @property
     def _convolution(self):
         """The convolution behind a large kernel's standardization, in training."""
-        from nfnet_keras import tensorflow_fusion
+        from nfnet_keras import tensorflow_convolution
 
         shape = tuple(self.kernel.shape)
         if self.compute_dtype == self.kernel.dtype:
             if self._is_matrix_product:
-                return tensorflow_fusion.PIXELS
+                return tensorflow_convolution.PIXELS
             if self._splits and not self._pads_itself and self.data_format == "channels_last":
-                return tensorflow_fusion.convolution_of_groups(
+                return tensorflow_convolution.convolution_of_groups(
                     shape, self.groups, self.strides, self.padding, self.dilation_rate
                 )
 
         def convolve(inputs, kernel, bias):
             return self._convolve_in_training(inputs, ops.cast(kernel, self.compute_dtype), bias)
 
-        return tensorflow_fusion.convolution_by_tape(convolve, shape)
+        return tensorflow_convolution.convolution_by_tape(convolve, shape, self.data_format)
 
     def _convolve_in_training(self, inputs, kernel, bias):
-        if self._is_matrix_product:
-            from nfnet_keras.tensorflow_fusion import convolve_pixels
+        from nfnet_keras.tensorflow_convolution import add_bias, convolve_pixels
 
+        if self._is_matrix_product:
             return convolve_pixels(inputs, kernel, bias)
-        return self._with_bias(self.convolve(inputs, kernel, True), bias)
+        outputs = self.convolve(inputs, kernel, True)
+        if bias is not None and keras.backend.standardize_dtype(outputs.dtype) in ("bfloat16", "float16"):
+            return add_bias(outputs, bias, self.data_format)
+        return self._with_bias(outputs, bias)
 
     def _with_bias(self, outputs, bias):
         if bias is None:

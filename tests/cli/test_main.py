@@ -196,7 +196,7 @@ def test_tensorflow_runs_with_onednn_unless_the_user_says_otherwise(chosen, new_
 import sys
 sys.argv = ["nfnet"]
 import nfnet_keras
-from nfnet_keras.tensorflow_fusion import uses_onednn
+from nfnet_keras.tensorflow_convolution import uses_onednn
 report(uses_onednn())
 """
     # None takes away what this process was started with.

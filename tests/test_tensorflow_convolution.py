@@ -1,0 +1,74 @@
+"""Convolutions as TensorFlow trains them on a CPU: the numbers of the plain ones."""
+
+import platform
+
+import keras
+import numpy as np
+import pytest
+
+from nfnet_keras.layers import WSConv2D
+
+tf = pytest.importorskip("tensorflow")
+convolution = pytest.importorskip("nfnet_keras.tensorflow_convolution")
+fusion = pytest.importorskip("nfnet_keras.tensorflow_fusion")
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's")
+
+
+@pytest.mark.parametrize("batch", [3, None])
+def test_pixels_of_an_image_of_any_size(batch):
+    kernel = tf.random.stateless_normal((1, 1, 4, 6), (1, 2))
+
+    @tf.function(input_signature=[tf.TensorSpec((batch, None, None, 4))])
+    def compute(x):
+        return convolution.convolve_pixels(x, kernel, tf.ones(6))
+
+    x = tf.random.stateless_normal((3, 5, 2, 4), (3, 4))
+    np.testing.assert_allclose(compute(x), tf.nn.conv2d(x, kernel, 1, "SAME") + 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "float32"])
+@pytest.mark.parametrize("smallest", [1, 2**19])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("options", [{"kernel_size": 1}, {"kernel_size": 3, "groups": 2}])
+def test_gradient_of_a_bias_is_not_summed_in_half_precision(dtype, smallest, data_format, options, monkeypatch):
+    monkeypatch.setattr(fusion, "MIN_KERNEL_SIZE", smallest)
+    shape = (4, 64, 64, 6) if data_format == "channels_last" else (4, 6, 64, 64)
+    layer = WSConv2D(4, padding="same", dtype=dtype, data_format=data_format, **options)
+    layer.build(shape)
+
+    @tf.function(autograph=False)
+    def compute(x):
+        with tf.GradientTape() as tape:
+            y = layer(x, training=True)
+        return tape.gradient(y, layer.bias, tf.ones_like(y))
+
+    x = tf.random.stateless_normal(shape, (1, 2), dtype=layer.compute_dtype)
+    # In bfloat16, 256 + 1 is 256.
+    assert compute(x).numpy().tolist() == [4 * 64 * 64] * 4
+
+
+TRAIN = """
+import keras, nfnet_keras as nfk
+from nfnet_keras.tensorflow_convolution import uses_onednn
+
+keras.utils.set_random_seed(0)
+images = np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype("float32")
+losses = []
+tiny = nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), classes=10)
+# The last has more groups than are split.
+layers = [nfk.layers.WSConv2D(4, 3), nfk.layers.WSConv2D(64, 3, groups=2), nfk.layers.WSConv2D(64, 3, groups=32)]
+grouped = keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(10, "softmax")])
+for model in (tiny, grouped):
+    model.compile(nfk.optimizers.SGD_AGC(0.1), "sparse_categorical_crossentropy", jit_compile=False)
+    losses += [float(model.train_on_batch(images, np.arange(4))) for _ in range(2)]
+report([uses_onednn(), losses])
+"""
+
+
+def test_grouped_convolutions_train_with_and_without_onednn(new_process):
+    # The processor decides which it is, and without oneDNN a bias fused into a grouped convolution is refused.
+    without, plain = new_process(TRAIN, env={"TF_ENABLE_ONEDNN_OPTS": "0"})
+    with_it, fused = new_process(TRAIN, env={"TF_ENABLE_ONEDNN_OPTS": "1"})
+    assert not without
+    assert with_it or platform.machine() not in ("x86_64", "AMD64")
+    np.testing.assert_allclose(fused, plain, rtol=1e-4)
