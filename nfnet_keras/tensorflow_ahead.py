@@ -83,5 +83,6 @@ def _run_pending() -> None:
         return [function(*(next(remaining) for _ in specs)) for function, specs in calls]
 
     # Called from a graph: what is called eagerly is compiled under another name, and once more for a graph.
-    zeros = [tf.zeros(spec.shape, spec.dtype) for _, specs in calls for spec in specs]
-    tf.function(run, autograph=False)(*zeros)
+    all_specs = [spec for _, specs in calls for spec in specs]
+    graph = tf.function(run, autograph=False).get_concrete_function(*all_specs)
+    graph(*(tf.zeros(spec.shape, spec.dtype) for spec in all_specs))
