@@ -177,12 +177,12 @@ def uses_onednn() -> bool:
     return bool(_pywrap_util_port.IsMklEnabled())
 
 
-def convolve_groups(inputs, kernel, groups: int, strides: Sequence[int], padding: str, dilation_rate: Sequence[int]):
+def convolve_groups(inputs, kernel, groups: int, strides: Sequence[int], padding: str):
     """A grouped convolution whose gradient is one operation a group, and for which nothing is kept but its input.
 
     The gradient of the grouped operation is several times slower than that of its groups. Forward, the grouped
     operation is the faster one with oneDNN. Without it, TensorFlow would make one operation of the convolution and of
-    the bias behind it, and this operation refuses groups.
+    the bias behind it, and this operation refuses groups. Kernels are not dilated: without oneDNN there is no gradient.
 
     Args:
         inputs: Tensor of shape (batch, height, width, channels).
@@ -190,17 +190,16 @@ def convolve_groups(inputs, kernel, groups: int, strides: Sequence[int], padding
         groups: Number of groups.
         strides: Pair of strides.
         padding: `"same"` or `"valid"`.
-        dilation_rate: Pair of dilation rates.
 
     Returns:
         Tensor of shape (batch, height, width, filters).
 
     Example:
 
-    >>> convolve_groups(tf.ones((1, 4, 4, 4)), tf.ones((3, 3, 2, 6)), 2, (1, 1), "same", (1, 1)).shape
+    >>> convolve_groups(tf.ones((1, 4, 4, 4)), tf.ones((3, 3, 2, 6)), 2, (1, 1), "same").shape
     TensorShape([1, 4, 4, 6])
     """
-    forward, gradient = _grouped(groups, strides, padding, dilation_rate)
+    forward, gradient = _grouped(groups, strides, padding)
 
     @tf.custom_gradient
     def run(inputs, kernel):
@@ -209,9 +208,7 @@ def convolve_groups(inputs, kernel, groups: int, strides: Sequence[int], padding
     return run(tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel))
 
 
-def convolution_of_groups(
-    shape: Sequence[int], groups: int, strides: Sequence[int], padding: str, dilation_rate: Sequence[int]
-) -> Convolution:
+def convolution_of_groups(shape: Sequence[int], groups: int, strides: Sequence[int], padding: str) -> Convolution:
     """`convolve_groups`, and a bias behind it, as a `Convolution`.
 
     Args:
@@ -219,18 +216,17 @@ def convolution_of_groups(
         groups: As in `convolve_groups`.
         strides: As in `convolve_groups`.
         padding: As in `convolve_groups`.
-        dilation_rate: As in `convolve_groups`.
 
     Returns:
         The `Convolution`.
 
     Example:
 
-    >>> found = convolution_of_groups((3, 3, 2, 6), 2, (1, 1), "same", (1, 1))
+    >>> found = convolution_of_groups((3, 3, 2, 6), 2, (1, 1), "same")
     >>> found.forward(tf.ones((1, 4, 4, 4)), tf.ones((18, 6)), tf.ones(6)).shape
     TensorShape([1, 4, 4, 6])
     """
-    run, derive = _grouped(groups, strides, padding, dilation_rate)
+    run, derive = _grouped(groups, strides, padding)
 
     def forward(inputs, rows, bias):
         outputs = run(inputs, tf.reshape(rows, shape))
@@ -243,9 +239,9 @@ def convolution_of_groups(
     return Convolution(forward, gradient)
 
 
-def _grouped(groups: int, strides: Sequence[int], padding: str, dilation_rate: Sequence[int]) -> tuple:
+def _grouped(groups: int, strides: Sequence[int], padding: str) -> tuple:
     """Returns a grouped convolution and its gradient, as functions of tensors."""
-    options = {"strides": [1, *strides, 1], "padding": padding.upper(), "dilations": [1, *dilation_rate, 1]}
+    options = {"strides": [1, *strides, 1], "padding": padding.upper()}
 
     def forward(inputs, kernel):
         if uses_onednn():

@@ -55,8 +55,9 @@ keras.utils.set_random_seed(0)
 images = np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype("float32")
 losses = []
 tiny = nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), classes=10)
-# The last has more groups than are split.
-layers = [nfk.layers.WSConv2D(4, 3), nfk.layers.WSConv2D(64, 3, groups=2), nfk.layers.WSConv2D(64, 3, groups=32)]
+# The last has more groups than are split. One is dilated: without oneDNN those have no gradient of their own.
+several = [{}, {"groups": 2}, {"groups": 2, "dilation_rate": 2}, {"groups": 32}]
+layers = [nfk.layers.WSConv2D(64 if options else 4, 3, **options) for options in several]
 grouped = keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(10, "softmax")])
 for model in (tiny, grouped):
     model.compile(nfk.optimizers.SGD_AGC(0.1), "sparse_categorical_crossentropy", jit_compile=False)

@@ -69,7 +69,7 @@ def test_convolutions(kernel_size, strides, options, padding, monkeypatch):
 def test_channels_first(kernel_size, groups, monkeypatch):
     monkeypatch.setattr(fusion, "MIN_KERNEL_SIZE", 1)
     layer = WSConv2D(8, kernel_size, padding="same", groups=groups, data_format="channels_first")
-    assert_equal(layer, tf.random.stateless_normal((2, 16, 7, 6), (1, 2)), monkeypatch)
+    assert_equal(layer, tf.random.stateless_normal((2, 16, 7, 8), (1, 2)), monkeypatch)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
@@ -80,6 +80,14 @@ def test_half_precision_and_double(kernel_size, groups, monkeypatch):
     for dtype, kind, tolerance in (("mixed_bfloat16", "bfloat16", 2e-2), ("float64", "float64", 2e-6)):
         layer = WSConv2D(8, kernel_size, padding="same", groups=groups, dtype=dtype)
         assert_equal(layer, tf.cast(x, kind), monkeypatch, tolerance)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 32])
+@pytest.mark.parametrize("padding", ["same", "symmetric", "valid"])
+def test_dilated(groups, padding, monkeypatch):
+    monkeypatch.setattr(fusion, "MIN_KERNEL_SIZE", 1)
+    layer = WSConv2D(64, 3, padding=padding, groups=groups, dilation_rate=2)
+    assert_equal(layer, tf.random.stateless_normal((2, 7, 6, 64), (1, 2)), monkeypatch)
 
 
 def test_kernel_at_the_floor(monkeypatch):

@@ -54,8 +54,20 @@ class GroupedConv2D(keras.layers.Conv2D):
         if symmetric and set(self.strides) == {1} and not any(extent % 2 for extent in extents):
             self.padding = "same"
 
+    def call(self, inputs):
+        outputs = self._with_bias(self.convolve(inputs, self.kernel), self.bias)
+        return outputs if self.activation is None else self.activation(outputs)
+
     def convolution_op(self, inputs, kernel):
         return self.convolve(inputs, kernel)
+
+    def _with_bias(self, outputs, bias):
+        if bias is None:
+            return outputs
+        if self.data_format == "channels_first":
+            # Keras on TensorFlow adds what looks like a bias to the last axis wherever that is as long as the bias.
+            return ops.subtract(outputs, ops.reshape(ops.negative(bias), (1, -1, 1, 1)))
+        return ops.add(outputs, ops.reshape(bias, (1, 1, 1, -1)))
 
     def convolve(self, inputs, kernel, fuses: bool = False):
         """Convolves with a kernel, on a CPU each group by itself; bias and activation are not applied."""
@@ -82,16 +94,20 @@ class GroupedConv2D(keras.layers.Conv2D):
         }
         if not self._splits:
             return ops.conv(inputs, kernel, **options)
-        if fuses:
+        if fuses and not self._is_dilated:
             from nfnet_keras.tensorflow_convolution import convolve_groups
 
-            return convolve_groups(inputs, kernel, self.groups, self.strides, self.padding, self.dilation_rate)
+            return convolve_groups(inputs, kernel, self.groups, self.strides, self.padding)
         pairs = zip(ops.split(inputs, self.groups, axis=-1), ops.split(kernel, self.groups, axis=-1), strict=True)
         return ops.concatenate([ops.conv(x, w, **options) for x, w in pairs], axis=-1)
 
     @property
     def _splits(self) -> bool:
         return 1 < self.groups <= MAX_SPLIT_GROUPS
+
+    @property
+    def _is_dilated(self) -> bool:
+        return max(self.dilation_rate) > 1
 
     @property
     def _pads_itself(self) -> bool:

@@ -221,10 +221,9 @@ class WSConv2D(GroupedConv2D):
         if self.compute_dtype == self.kernel.dtype:
             if self._is_matrix_product:
                 return tensorflow_convolution.PIXELS
-            if self._splits and not self._pads_itself and self.data_format == "channels_last":
-                return tensorflow_convolution.convolution_of_groups(
-                    shape, self.groups, self.strides, self.padding, self.dilation_rate
-                )
+            plain = not self._pads_itself and not self._is_dilated and self.data_format == "channels_last"
+            if self._splits and plain:
+                return tensorflow_convolution.convolution_of_groups(shape, self.groups, self.strides, self.padding)
 
         def convolve(inputs, kernel, bias):
             return self._convolve_in_training(inputs, ops.cast(kernel, self.compute_dtype), bias)
@@ -240,12 +239,6 @@ class WSConv2D(GroupedConv2D):
         if bias is not None and keras.backend.standardize_dtype(outputs.dtype) in ("bfloat16", "float16"):
             return add_bias(outputs, bias, self.data_format)
         return self._with_bias(outputs, bias)
-
-    def _with_bias(self, outputs, bias):
-        if bias is None:
-            return outputs
-        shape = (1, -1, 1, 1) if self.data_format == "channels_first" else (1, 1, 1, -1)
-        return ops.add(outputs, ops.reshape(bias, shape))
 
     def convolution_op(self, inputs, kernel):
         return self.convolve(inputs, self.standardized_kernel())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from nfnet_keras.layers import WSConv2D, standardize_kernel
+from nfnet_keras.layers import GroupedConv2D, WSConv2D, standardize_kernel
 
 BACKEND = keras.backend.backend()
 
@@ -121,6 +121,18 @@ def test_options(options, data_format):
         y = y.transpose(0, 3, 1, 2)
     assert tuple(layer.compute_output_shape(given.shape)) == y.shape
     close(layer(given), y)
+
+
+@pytest.mark.parametrize("layer_class", [WSConv2D, GroupedConv2D])
+def test_channels_first_with_as_many_columns_as_filters(layer_class):
+    # Keras's own addition of a bias takes the columns for the channels then.
+    first = layer_class(8, 3, padding="same", data_format="channels_first", bias_initializer="normal")
+    last = layer_class(8, 3, padding="same", data_format="channels_last")
+    x = draw((2, 7, 8, 4))
+    y = first(x.transpose(0, 3, 1, 2))
+    last.build(x.shape)
+    last.set_weights(first.get_weights())
+    close(y, ops.convert_to_numpy(last(x)).transpose(0, 3, 1, 2))
 
 
 def test_positional_arguments_are_those_of_conv2d():
