@@ -110,8 +110,8 @@ class _Rows:
         phases = self._wanted.get(_key(node.output(0)), 1)
         if phases == 1:
             sources = [_key(each.get_source_output()) for each in inputs]
-            # Of a tensor that is put back anyway, nothing else has to be.
-            phases = max(1 if source in self._needed else self._phases.get(source, 1) for source in sources)
+            # Of a tensor that is put back anyway, nothing else has to be; nor what is added to one that was not moved.
+            phases = min(1 if source in self._needed else self._phases.get(source, 1) for source in sources)
         for each in inputs:
             self.feed(each, phases)
         self._phases[_key(node.output(0))] = phases
@@ -127,7 +127,7 @@ class _Rows:
         now = self._phases.get(_key(x), 1)
         if now == phases:
             return x
-        key = (_key(x), phases)
+        key = _key(x)  # what a tensor may be wanted in besides what it is in follows from its height
         if key not in self._ordered:
             whole = x if now == 1 else _reordered(x, lambda rows: rows.reshape(now, -1))
             self._ordered[key] = whole if phases == 1 else _reordered(whole, lambda rows: rows.reshape(-1, phases))
@@ -136,6 +136,12 @@ class _Rows:
 
 def _key(output) -> tuple[int, int]:
     return output.get_node().get_instance_id(), output.get_index()
+
+
+def _shape(output) -> list[int]:
+    """Returns a tensor's shape, an empty one where it is only known as it runs."""
+    shape = output.get_partial_shape()
+    return list(shape.to_shape()) if shape.is_static else []
 
 
 def _reordered(x, fold: Callable[[np.ndarray], np.ndarray]):
@@ -153,13 +159,13 @@ def _rows_together(node) -> int:
     kernel = _kernel(node)
     if kernel is None or kernel.shape[-2:] != (3, 3) or kernel.shape[-3] < MIN_INPUTS or not _is_plain(node, 1):
         return 0
-    height = node.get_output_shape(0)[2]
+    height = _shape(node.output(0))[2]
     return next((phases for phases in (4, 2) if height % phases == 0 and height >= 2 * phases), 0)
 
 
 def _kernel(node) -> np.ndarray | None:
     """Returns the constant kernel of a convolution over images; `None` for anything else."""
-    if node.get_type_name() not in ("Convolution", "GroupConvolution") or len(node.get_output_shape(0)) != 4:
+    if node.get_type_name() not in ("Convolution", "GroupConvolution") or len(_shape(node.output(0))) != 4:
         return None
     source = node.input_value(1).get_node()
     return source.get_data() if source.get_type_name() == "Constant" else None
@@ -173,7 +179,7 @@ def _is_plain(node, padding: int) -> bool:
 
 def _ignores_order(node) -> bool:
     """Whether the rows of a node's output are those of its inputs in whatever order, or means of them all."""
-    kind, shape = node.get_type_name(), node.get_output_shape(0) if node.get_output_size() else ()
+    kind, shape = node.get_type_name(), _shape(node.output(0)) if node.get_output_size() else []
     if len(shape) != 4:
         return False
     if kind in UNARY:
@@ -181,7 +187,7 @@ def _ignores_order(node) -> bool:
     if kind in BINARY:
         return all(_has_rows(each, node) or _is_one_row(each) for each in node.input_values())
     if kind == "AvgPool":
-        return list(node.get_attributes()["kernel"]) == list(node.get_input_shape(0)[2:]) and list(shape[2:]) == [1, 1]
+        return list(node.get_attributes()["kernel"]) == _shape(node.input_value(0))[2:] and shape[2:] == [1, 1]
     kernel = _kernel(node)
     return kernel is not None and kernel.shape[-2:] == (1, 1) and _is_plain(node, 0)
 
@@ -193,13 +199,13 @@ def _inputs_with_rows(node) -> list:
 
 
 def _has_rows(output, node) -> bool:
-    shape = output.get_shape()
-    return len(shape) == 4 and shape[2] == node.get_output_shape(0)[2]
+    shape = _shape(output)
+    return len(shape) == 4 and shape[2] == _shape(node.output(0))[2]
 
 
 def _is_one_row(output) -> bool:
-    shape = output.get_shape()
-    return len(shape) < 2 or shape[-2] == 1
+    shape = output.get_partial_shape()
+    return shape.is_static and (len(shape) < 2 or shape[-2].get_length() == 1)
 
 
 def _convolution(x, node, phases: int):

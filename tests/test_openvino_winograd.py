@@ -131,6 +131,28 @@ def test_rows_are_moved_where_stages_begin_and_end():
     assert moves(network) == 4
 
 
+def test_rows_are_moved_once_for_two_paths():
+    x = image(8, 8)
+    shortcut, y = convolve(x, 16, (1, 1)), convolve(convolve(x, 8, (1, 1), seed=1), 8)
+    network = check(op.add(shortcut, convolve(y, 16, (1, 1), seed=2)), x, 1)
+    # the image, and the sum
+    assert moves(network) == 2
+
+
+def test_what_is_put_back_anyway_is_used():
+    x = image(8, 8)
+    y = convolve(x, 8)
+    pooled = op.avg_pool(y, [2, 2], [0, 0], [0, 0], [2, 2], True)
+    network = check([op.relu(pooled), op.relu(convolve(y, 16, (1, 1), seed=1))], x, 1)
+    assert moves(network) == 2
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"padding": [1, 1]}, {"size": (1, 3)}, {"size": (3, 1)}], ids=str)
+def test_convolutions_that_need_rows_in_order(options):
+    x = image(8, 8)
+    check(convolve(convolve(x, 8), 8, **{"size": (1, 1), "seed": 1, **options}), x, 1)
+
+
 def test_outputs_have_their_rows_in_order():
     x = image(8, 8)
     y = convolve(x, 8)
@@ -147,6 +169,17 @@ def test_sums_with_constants_of_all_shapes(shape, first):
     x = image(8, 8)
     pair = [convolve(x, 8), op.constant(numbers(*shape))]
     check(convolve(op.add(*(pair if first else pair[::-1])), 8, seed=1), x, 2)
+
+
+def test_shapes_that_are_known_as_it_runs():
+    x = image(8, 8)
+    y = op.relu(convolve(x, 8))
+    # As many numbers as are positive; which ones, a compiled network finds as it runs.
+    found = op.gather(
+        op.reshape(y, np.array([-1]), False), op.reshape(op.non_zero(y), np.array([-1]), False), np.array(0)
+    )
+    image_of_unknown_height = op.reshape(found, np.array([1, 1, -1, 4]), False)
+    check([op.relu(image_of_unknown_height), op.relu(convolve(y, 8, seed=1))], x, 2)
 
 
 def random_network(seed: int):
@@ -172,7 +205,7 @@ def random_network(seed: int):
             means = op.avg_pool(y, [1, 1], [0, 0], [0, 0], list(shape[2:]), True)
             y = op.multiply(y, op.sigmoid(means))
         elif kind == "stride" and shape[2] >= 8:
-            y = convolve(y, 8, stride=2, seed=at)
+            y = convolve(y, 8, ((1, 1), (3, 3))[rng.integers(2)], stride=2, seed=at)
         elif kind == "pool" and shape[2] >= 8:
             y = op.avg_pool(y, [1, 1], [1, 1], [1, 1], [3, 3], False)
         elif kind == "flip":
