@@ -36,7 +36,7 @@ PEERS = {
         Peer(
             "timm",
             ("torch==2.13.0", "numpy", "safetensors", "huggingface_hub", "pyyaml", "pillow"),
-            ("timm==1.0.31", "torchvision==0.29.2"),
+            ("timm==1.0.31", "torchvision==0.29.*"),
             "where torchvision's compiled operations do not fit PyTorch, the two that its import asks for are declared "
             "and not loaded; nothing here uses them",
         ),
