@@ -5,6 +5,8 @@ import math
 import keras
 from keras import ops
 
+from nfnet_keras.layers.devices import trains_as_graph_on_cpu
+
 
 @keras.saving.register_keras_serializable(package="nfnet_keras")
 class EfficientChannelAttention(keras.layers.Layer):
@@ -53,10 +55,17 @@ class EfficientChannelAttention(keras.layers.Layer):
         initializer = keras.initializers.RandomUniform(-limit, limit)
         self.kernel = self.add_weight(name="kernel", shape=(size, 1, 1), initializer=initializer)
 
-    def call(self, inputs):
-        means = ops.mean(inputs, axis=(1, 2))[:, :, None]
-        gate = ops.sigmoid(ops.conv(means, self.kernel, padding="same", data_format="channels_last"))
-        return ops.multiply(inputs, ops.multiply(gate, self.scale)[:, None, None, :, 0])
+    def call(self, inputs, training=False):
+        if training and trains_as_graph_on_cpu(inputs):
+            from nfnet_keras.tensorflow_branch import times, with_means
+
+            images, means = with_means(inputs)
+            return times(images, self._factor(means))
+        return ops.multiply(inputs, self._factor(ops.mean(inputs, axis=(1, 2))))
+
+    def _factor(self, means):
+        gate = ops.sigmoid(ops.conv(means[:, :, None], self.kernel, padding="same", data_format="channels_last"))
+        return ops.multiply(gate, self.scale)[:, None, None, :, 0]
 
     def compute_output_shape(self, input_shape):
         return input_shape

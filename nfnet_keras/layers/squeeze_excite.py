@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from nfnet_keras.layers.devices import trains_as_graph_on_cpu
+
 
 @keras.saving.register_keras_serializable(package="nfnet_keras")
 class SqueezeExcite(keras.layers.Layer):
@@ -68,9 +70,16 @@ class SqueezeExcite(keras.layers.Layer):
         layer.build((None, inputs))
         return layer
 
-    def call(self, inputs):
-        gate = self.expand(self.reduce(ops.mean(inputs, axis=(1, 2))))
-        return ops.multiply(inputs, ops.multiply(gate, self.scale)[:, None, None, :])
+    def call(self, inputs, training=False):
+        if training and trains_as_graph_on_cpu(inputs):
+            from nfnet_keras.tensorflow_branch import times, with_means
+
+            images, means = with_means(inputs)
+            return times(images, self._factor(means))
+        return ops.multiply(inputs, self._factor(ops.mean(inputs, axis=(1, 2))))
+
+    def _factor(self, means):
+        return ops.multiply(self.expand(self.reduce(means)), self.scale)[:, None, None, :]
 
     def compute_output_shape(self, input_shape):
         return input_shape

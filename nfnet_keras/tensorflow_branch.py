@@ -1,0 +1,69 @@
+"""What a residual branch is multiplied by, in a TensorFlow training step on a CPU.
+
+Attention, stochastic depth and the skip gain each multiply the branch by a number for an image and a channel. Layer by
+layer that is a pass over memory each, and three more for their gradients. Here the numbers are multiplied instead, and
+the branch once.
+"""
+
+import tensorflow as tf
+
+
+def times(x, factor):
+    """Multiplies images by a factor. What earlier calls multiplied them by and this are one product.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        factor: Tensor of shape (batch or 1, 1, 1, channels or 1), or a scalar.
+
+    Returns:
+        Tensor of the shape of `x`.
+
+    Example:
+
+    >>> x = tf.ones((1, 2, 2, 1))
+    >>> tf.function(lambda x: times(times(x, tf.fill((1, 1, 1, 1), 2.0)), 3.0))(x).numpy().ravel().tolist()
+    [6.0, 6.0, 6.0, 6.0]
+    """
+    # A tensor that is left out is not computed: nothing else needs it.
+    x, earlier = getattr(x, "_nfnet_keras_product", (x, None))
+    factor = factor if earlier is None else tf.multiply(earlier, factor)
+    if len(factor.shape) != 4:
+        return tf.multiply(x, factor)
+    product = _times(x, factor)
+    product._nfnet_keras_product = (x, factor)
+    return product
+
+
+@tf.custom_gradient
+def _times(x, factor):
+    def gradient(upstream):
+        axes = [axis for axis in range(4) if factor.shape[axis] == 1]
+        # Sums of half-precision numbers stop growing early.
+        a, b = (upstream, x) if x.dtype.size >= 4 else (tf.cast(upstream, tf.float32), tf.cast(x, tf.float32))
+        of_factor = tf.reduce_sum(tf.multiply(a, b), axes, keepdims=True)
+        return tf.multiply(upstream, factor), tf.cast(of_factor, factor.dtype)
+
+    return tf.multiply(x, factor), gradient
+
+
+@tf.custom_gradient
+def with_means(x):
+    """Returns images and the means of their channels; the gradients of both meet in one pass over memory.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels), of known height and width.
+
+    Returns:
+        `x`, and a tensor of shape (batch, channels).
+
+    Example:
+
+    >>> with_means(tf.ones((2, 4, 4, 3)))[1].shape
+    TensorShape([2, 3])
+    """
+
+    def gradient(of_images, of_means):
+        of_each = tf.multiply(of_means, tf.constant(1 / (x.shape[1] * x.shape[2]), x.dtype))
+        return tf.add(of_images, of_each[:, None, None, :])
+
+    return (tf.identity(x), tf.reduce_mean(x, (1, 2))), gradient
