@@ -35,9 +35,12 @@ _GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
 _GELU_CUBIC = 0.044715 * _GELU_LINEAR
 
 
+def _gelu_slope(x, factor: float = 1.0):
+    return ops.add(ops.multiply(ops.square(x), factor * _GELU_CUBIC), factor * _GELU_LINEAR)
+
+
 def _gelu_gate(x):
-    slope = ops.add(ops.multiply(ops.square(x), _GELU_CUBIC), _GELU_LINEAR)
-    return ops.sigmoid(ops.multiply(x, slope))
+    return ops.sigmoid(ops.multiply(x, _gelu_slope(x)))
 
 
 def _gelu_in_inference(x):
@@ -76,8 +79,20 @@ def _exact_gelu(x):
     return ops.gelu(x, approximate=False)
 
 
+def _gelu_in_training(x):
+    # XLA takes a fifth less time for a tanh than for a sigmoid.
+    return ops.multiply(x, ops.add(ops.multiply(ops.tanh(ops.multiply(x, _gelu_slope(x, 0.5))), 0.5), 0.5))
+
+
+def _exact_gelu_in_training(x):
+    # Keras has TensorFlow compute 1 + erf by erfc, for which XLA takes more than twice as long.
+    return ops.multiply(x, ops.add(ops.multiply(ops.erf(ops.multiply(x, math.sqrt(0.5))), 0.5), 0.5))
+
+
 # What takes the place of a function that TensorFlow knows with a gradient of its own.
 _IN_INFERENCE = {_gelu: _gelu_in_inference, ops.silu: _silu_in_inference}
+# What XLA computes faster, where it compiles a training step's activations.
+_IN_TRAINING = {_gelu: _gelu_in_training, _exact_gelu: _exact_gelu_in_training}
 
 
 _FUNCTIONS: dict[str, Callable] = {
@@ -158,7 +173,7 @@ class ScaledActivation(keras.layers.Layer):
         if training and trains_as_graph_on_cpu(inputs):
             from nfnet_keras import tensorflow_fusion
 
-            return tensorflow_fusion.scaled(function, inputs, factor)
+            return tensorflow_fusion.scaled(_IN_TRAINING.get(function, function), inputs, factor)
         if not training and keras.backend.backend() == "tensorflow":
             function = _IN_INFERENCE.get(function, function)
         outputs = function(inputs)
