@@ -5,7 +5,7 @@ import concurrent.futures
 import functools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -41,14 +41,30 @@ def compiled(function: Callable) -> Callable:
 
     def call(*arguments):
         specs = tuple(tf.TensorSpec(argument.shape, argument.dtype) for argument in arguments)
-        if specs not in begun and _can_be_ahead(specs):
+        if specs not in begun and not tf.executing_eagerly():
             begun.add(specs)
             # What the graph will call: another thread would trace it again where this one updates a variable.
-            _pending.append((function.get_concrete_function(*specs), specs))
-            _worker().submit(_run_pending)
+            compile_ahead(function.get_concrete_function(*specs), specs)
         return function(*arguments)
 
     return call
+
+
+def compile_ahead(function: Callable, specs: Sequence[tf.TensorSpec]) -> None:
+    """Begins to compile a function that a graph will call, in another thread.
+
+    Args:
+        function: A traced function that XLA compiles.
+        specs: Its arguments.
+
+    Example:
+
+    >>> specs = [tf.TensorSpec((2, 3))]
+    >>> compile_ahead(tf.function(tf.negative, jit_compile=True).get_concrete_function(*specs), specs)
+    """
+    if _can_be_ahead(specs):
+        _pending.append((function, tuple(specs)))
+        _worker().submit(_run_pending)
 
 
 @functools.cache
@@ -57,14 +73,12 @@ def _worker() -> concurrent.futures.Executor:
     return concurrent.futures.ThreadPoolExecutor(1, "nfnet_keras_compile_ahead")
 
 
-def _size(specs: tuple[tf.TensorSpec, ...]) -> int:
+def _size(specs: Sequence[tf.TensorSpec]) -> int:
     return sum(math.prod(spec.shape) for spec in specs)
 
 
-def _can_be_ahead(specs: tuple[tf.TensorSpec, ...]) -> bool:
-    if tf.executing_eagerly() or not has_one_replica():
-        return False
-    return all(spec.shape.is_fully_defined() for spec in specs) and _size(specs) <= MAX_SIZE
+def _can_be_ahead(specs: Sequence[tf.TensorSpec]) -> bool:
+    return has_one_replica() and all(spec.shape.is_fully_defined() for spec in specs) and _size(specs) <= MAX_SIZE
 
 
 def _run_pending() -> None:

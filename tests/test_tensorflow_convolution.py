@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nfnet_keras.layers import WSConv2D
+from nfnet_keras.layers.grouped_conv2d import CPUConvolution
 
 tf = pytest.importorskip("tensorflow")
 convolution = pytest.importorskip("nfnet_keras.tensorflow_convolution")
@@ -15,15 +16,27 @@ pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason=
 
 
 @pytest.mark.parametrize("batch", [3, None])
-def test_pixels_of_an_image_of_any_size(batch):
-    kernel = tf.random.stateless_normal((1, 1, 4, 6), (1, 2))
+@pytest.mark.parametrize("pads", [(0, 0), (1, 2)])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("size", [1, 3])
+def test_images_of_any_size(batch, pads, groups, size):
+    settings = CPUConvolution((size, size), (1, 1), "valid", (1, 1), groups, "channels_last", pads)
+    found = convolution.convolution_for(settings)
+    kernel = tf.random.stateless_normal((size, size, 4 // groups, 6), (1, 2))
 
     @tf.function(input_signature=[tf.TensorSpec((batch, None, None, 4))])
     def compute(x):
-        return convolution.convolve_pixels(x, kernel, tf.ones(6))
+        y = found.forward(x, kernel, tf.ones(6))
+        return [y, *found.gradient(x, kernel, tf.sin(y))]
 
-    x = tf.random.stateless_normal((3, 5, 2, 4), (3, 4))
-    np.testing.assert_allclose(compute(x), tf.nn.conv2d(x, kernel, 1, "SAME") + 1, atol=1e-5)
+    x = tf.random.stateless_normal((3, 5, 4, 4), (3, 4))
+    with tf.GradientTape() as tape:
+        tape.watch((x, kernel))
+        padded = tf.pad(x, [[0, 0], [pads[0]] * 2, [pads[1]] * 2, [0, 0]])
+        pairs = zip(tf.split(padded, groups, -1), tf.split(kernel, groups, -1), strict=True)
+        y = tf.concat([tf.nn.conv2d(images, part, 1, "VALID") for images, part in pairs], -1) + 1
+    for a, b in zip(compute(x), [y, *tape.gradient(y, (x, kernel), tf.sin(y))], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "float32"])

@@ -1,5 +1,7 @@
 """Convolution in groups, as one operation or as one a group, and with PyTorch's padding."""
 
+import dataclasses
+
 import keras
 from keras import ops
 
@@ -8,6 +10,97 @@ from nfnet_keras.layers.devices import runs_on_cpu
 # More groups than this are left to the backend's grouped convolution even on a CPU: the tensors of each group get too
 # small for a convolution of their own.
 MAX_SPLIT_GROUPS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class CPUConvolution:
+    """A convolution as it is computed on a CPU: each of a few groups by itself, and channels last.
+
+    Args:
+        kernel_size: Pair.
+        strides: Pair.
+        padding: `"same"` or `"valid"`.
+        dilation_rate: Pair.
+        groups: Number of groups.
+        data_format: `"channels_last"` or `"channels_first"`.
+        pads: What is put round the images first, above and below, and left and right: a pair.
+
+    Example:
+
+    >>> same = CPUConvolution((3, 3), (1, 1), "same", (1, 1), 1, "channels_last", (0, 0))
+    >>> same(keras.ops.ones((1, 4, 4, 2)), keras.ops.ones((3, 3, 2, 5))).shape == (1, 4, 4, 5)
+    True
+    """
+
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int]
+    padding: str
+    dilation_rate: tuple[int, int]
+    groups: int
+    data_format: str
+    pads: tuple[int, int]
+
+    @property
+    def splits(self) -> bool:
+        """Whether each group has a convolution of its own."""
+        return 1 < self.groups <= MAX_SPLIT_GROUPS
+
+    @property
+    def is_dilated(self) -> bool:
+        """Whether the kernel has holes."""
+        return max(self.dilation_rate) > 1
+
+    @property
+    def is_matrix_product(self) -> bool:
+        """Whether every pixel is a row of a matrix that is multiplied by the kernel."""
+        pointwise = self.kernel_size == self.strides == (1, 1) and not any(self.pads)
+        return pointwise and self.groups == 1 and self.data_format == "channels_last"
+
+    def __call__(self, inputs, kernel):
+        """Returns the convolution of images, a tensor of rank 4, with a kernel (height, width, inputs, outputs)."""
+        inputs = padded(inputs, self.pads, self.data_format)
+        channels_first = self.data_format == "channels_first"
+        if channels_first:
+            # TensorFlow has no such convolution on a CPU.
+            inputs = ops.transpose(inputs, (0, 2, 3, 1))
+        outputs = self._channels_last(inputs, kernel)
+        return ops.transpose(outputs, (0, 3, 1, 2)) if channels_first else outputs
+
+    def _channels_last(self, inputs, kernel):
+        options = {
+            "strides": list(self.strides),
+            "padding": self.padding,
+            "dilation_rate": self.dilation_rate,
+            "data_format": "channels_last",
+        }
+        if not self.splits:
+            return ops.conv(inputs, kernel, **options)
+        pairs = zip(ops.split(inputs, self.groups, axis=-1), ops.split(kernel, self.groups, axis=-1), strict=True)
+        return ops.concatenate([ops.conv(x, w, **options) for x, w in pairs], axis=-1)
+
+
+def padded(inputs, pads: tuple[int, int], data_format: str):
+    """Returns images with zeros around them.
+
+    Args:
+        inputs: Tensor of rank 4.
+        pads: Rows above and below, and columns left and right.
+        data_format: `"channels_last"` or `"channels_first"`.
+
+    Returns:
+        Tensor of rank 4.
+
+    Example:
+
+    >>> padded(keras.ops.ones((1, 4, 4, 2)), (1, 2), "channels_last").shape == (1, 6, 8, 2)
+    True
+    """
+    if not any(pads):
+        return inputs
+    vertical, horizontal = ((pad, pad) for pad in pads)
+    last = data_format == "channels_last"
+    around = ((0, 0), vertical, horizontal, (0, 0)) if last else ((0, 0), (0, 0), vertical, horizontal)
+    return ops.pad(inputs, around)
 
 
 @keras.saving.register_keras_serializable(package="nfnet_keras")
@@ -69,45 +162,24 @@ class GroupedConv2D(keras.layers.Conv2D):
             return ops.subtract(outputs, ops.reshape(ops.negative(bias), (1, -1, 1, 1)))
         return ops.add(outputs, ops.reshape(bias, (1, 1, 1, -1)))
 
-    def convolve(self, inputs, kernel, fuses: bool = False):
+    def convolve(self, inputs, kernel):
         """Convolves with a kernel, on a CPU each group by itself; bias and activation are not applied."""
-        if self._pads_itself:
-            vertical, horizontal = ((pad, pad) for pad in self._pads)
-            last = self.data_format == "channels_last"
-            around = ((0, 0), vertical, horizontal, (0, 0)) if last else ((0, 0), (0, 0), vertical, horizontal)
-            inputs = ops.pad(inputs, around)
-        if not runs_on_cpu():
-            return super().convolution_op(inputs, kernel)
-        channels_first = self.data_format == "channels_first"
-        if channels_first:
-            # TensorFlow has no such convolution on a CPU.
-            inputs = ops.transpose(inputs, (0, 2, 3, 1))
-        outputs = self._convolve_on_cpu(inputs, kernel, fuses)
-        return ops.transpose(outputs, (0, 3, 1, 2)) if channels_first else outputs
-
-    def _convolve_on_cpu(self, inputs, kernel, fuses: bool):
-        options = {
-            "strides": list(self.strides),
-            "padding": self.padding,
-            "dilation_rate": self.dilation_rate,
-            "data_format": "channels_last",
-        }
-        if not self._splits:
-            return ops.conv(inputs, kernel, **options)
-        if fuses and not self._is_dilated:
-            from nfnet_keras.tensorflow_convolution import convolve_groups
-
-            return convolve_groups(inputs, kernel, self.groups, self.strides, self.padding)
-        pairs = zip(ops.split(inputs, self.groups, axis=-1), ops.split(kernel, self.groups, axis=-1), strict=True)
-        return ops.concatenate([ops.conv(x, w, **options) for x, w in pairs], axis=-1)
+        if runs_on_cpu():
+            return self._on_cpu(inputs, kernel)
+        pads = self._pads if self._pads_itself else (0, 0)
+        return super().convolution_op(padded(inputs, pads, self.data_format), kernel)
 
     @property
-    def _splits(self) -> bool:
-        return 1 < self.groups <= MAX_SPLIT_GROUPS
-
-    @property
-    def _is_dilated(self) -> bool:
-        return max(self.dilation_rate) > 1
+    def _on_cpu(self) -> CPUConvolution:
+        return CPUConvolution(
+            kernel_size=self.kernel_size,
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            groups=self.groups,
+            data_format=self.data_format,
+            pads=self._pads if self._pads_itself else (0, 0),
+        )
 
     @property
     def _pads_itself(self) -> bool:

@@ -202,51 +202,18 @@ class WSConv2D(GroupedConv2D):
         return outputs if self.activation is None else self.activation(outputs)
 
     def _train_as_graph(self, inputs):
-        from nfnet_keras.tensorflow_fusion import convolve_standardized, is_large
+        from nfnet_keras.tensorflow_standardization import convolve_standardized, standardization_for
 
-        bias = ops.copy(self.bias) if self.use_bias else None
-        if not is_large(self.kernel):
-            return self._convolve_in_training(inputs, self.standardized_kernel(), bias)
-        function = _standardize_with_gradient(*_floor(self.kernel.shape, self.epsilon, self.variance_epsilon))
-        return convolve_standardized(
-            function, self._convolution, inputs, ops.copy(self.kernel), self._scaled_gain(), bias
+        floor = _floor(self.kernel.shape, self.epsilon, self.variance_epsilon)
+        standardization = standardization_for(_standardize_with_gradient(*floor), self.kernel, *floor, self.scale)
+        # A gradient that is asked for is computed. Keras leaves frozen variables with the tapes that watch them.
+        variables = (
+            v if v is None or v.trainable else ops.stop_gradient(v) for v in (self.kernel, self.gain, self.bias)
         )
-
-    @property
-    def _convolution(self):
-        """The convolution behind a large kernel's standardization, in training."""
-        from nfnet_keras import tensorflow_convolution
-
-        shape = tuple(self.kernel.shape)
-        if self.compute_dtype == self.kernel.dtype:
-            if self._is_matrix_product:
-                return tensorflow_convolution.PIXELS
-            plain = not self._pads_itself and not self._is_dilated and self.data_format == "channels_last"
-            if self._splits and plain:
-                return tensorflow_convolution.convolution_of_groups(shape, self.groups, self.strides, self.padding)
-
-        def convolve(inputs, kernel, bias):
-            return self._convolve_in_training(inputs, ops.cast(kernel, self.compute_dtype), bias)
-
-        return tensorflow_convolution.convolution_by_tape(convolve, shape, self.data_format)
-
-    def _convolve_in_training(self, inputs, kernel, bias):
-        from nfnet_keras.tensorflow_convolution import add_bias, convolve_pixels
-
-        if self._is_matrix_product:
-            return convolve_pixels(inputs, kernel, bias)
-        outputs = self.convolve(inputs, kernel, True)
-        if bias is not None and keras.backend.standardize_dtype(outputs.dtype) in ("bfloat16", "float16"):
-            return add_bias(outputs, bias, self.data_format)
-        return self._with_bias(outputs, bias)
+        return convolve_standardized(standardization, self._on_cpu, inputs, *variables)
 
     def convolution_op(self, inputs, kernel):
         return self.convolve(inputs, self.standardized_kernel())
-
-    @property
-    def _is_matrix_product(self) -> bool:
-        pointwise = self.kernel_size == self.strides == (1, 1) and not any(self._pads)
-        return pointwise and self.groups == 1 and self.data_format == "channels_last"
 
     @property
     def fan_in(self) -> int:

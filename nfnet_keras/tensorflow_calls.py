@@ -1,0 +1,217 @@
+"""Parts of a TensorFlow training step that are traced once for each shape, with gradients of their own.
+
+A network repeats its layers, and Python would trace each of them anew: tens of thousands of operations, which
+TensorFlow then optimizes one by one. A part of a step that is a function is traced and optimized once, and every layer
+only calls it. `tf.custom_gradient` would put a dozen operations around each use besides.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from nfnet_keras.tensorflow_ahead import compile_ahead
+
+_numbers = itertools.count()
+
+
+class TracedOnce:
+    """A function of tensors with a gradient of its own, of which each use is one operation of a graph.
+
+    Args:
+        forward: From tensors to a list of outputs and a list of what the gradient needs besides the arguments. It is
+            pure: it reads no variable, and does the same at every call.
+        backward: From the list of arguments, the list of what was kept and the list of the outputs' gradients to the
+            list of the gradients by the first arguments; the others have none. What nothing asks for is not computed.
+            `None` for a function of which no gradient is taken.
+        plain: From tensors to the list of outputs, by operations that TensorFlow can derive as often as one likes.
+            Second derivatives are those of this function. Defaults to what `forward` returns.
+        jit_compile: Whether XLA compiles both. Defaults to `False`.
+        optimized: Whether TensorFlow optimizes the graph of the forward function: some hundredths of a second, well
+            spent where it makes one operation of two. Defaults to `False`.
+
+    Example:
+
+    >>> square = TracedOnce(lambda x: ([x * x], []), lambda x, kept, upstream: [2 * x[0] * upstream[0]])
+    >>> @tf.function
+    ... def compute(x):
+    ...     with tf.GradientTape() as tape:
+    ...         tape.watch(x)
+    ...         (y,) = square(x)
+    ...     return tape.gradient(y, x)
+    >>> float(compute(tf.constant(3.0)))
+    6.0
+    """
+
+    def __init__(
+        self,
+        forward: Callable,
+        backward: Callable | None,
+        plain: Callable | None = None,
+        jit_compile: bool = False,
+        optimized: bool = False,
+    ):
+        self._forward, self._backward, self._jit, self._optimized = forward, backward, jit_compile, optimized
+        self._plain = plain or (lambda *arguments: forward(*arguments)[0])
+        self._traced: dict[tuple, Callable] = {}
+        self._derivatives: dict[tuple, TracedOnce] = {}
+        self._counts = 0, 0  # of outputs, and of what is kept
+        self._name = f"nfnet_keras_{next(_numbers)}" if backward else None
+        if backward:
+            tf.RegisterGradient(self._name)(self._gradient)
+
+    def __call__(self, *arguments) -> list:
+        """Returns the outputs for tensors of a graph."""
+        arguments = [tf.convert_to_tensor(argument) for argument in arguments]
+        call = self._call(self._function(arguments), arguments)
+        outputs, kept = call.outputs[: self._counts[0]], call.outputs[self._counts[0] :]
+        if self._name is not None:
+            # For tapes, what was kept is an argument: they would make zeros for an output without a gradient.
+            tf.__internal__.record_gradient(self._name, [*call.inputs, *kept], (), outputs)
+        return outputs
+
+    def _function(self, arguments: Sequence):
+        """Returns the forward function, traced for the shapes of the arguments, unless it was before."""
+        specs = tuple(tf.TensorSpec(argument.shape, argument.dtype) for argument in arguments)
+        if specs not in self._traced:
+
+            def run(*arguments):
+                outputs, kept = self._forward(*arguments)
+                self._counts = len(outputs), len(kept)
+                return [*outputs, *kept]
+
+            # One that is called, not put in place of each call, is optimized once.
+            attributes = None if self._jit else {"_noinline": True}
+            function = tf.function(
+                run, autograph=False, jit_compile=self._jit or None, experimental_attributes=attributes
+            )
+            self._traced[specs] = function.get_concrete_function(*specs)
+            if self._jit:
+                compile_ahead(self._traced[specs], specs)
+        return self._traced[specs]
+
+    def _call(self, function, arguments: Sequence) -> tf.Operation:
+        graph = tf.compat.v1.get_default_graph()
+        function.add_to_graph(graph)
+        with graph.gradient_override_map({"PartitionedCall": self._name} if self._name else {}):
+            call = graph.create_op(
+                "PartitionedCall",
+                list(arguments),
+                [output.dtype for output in function.outputs],
+                attrs={
+                    "Tin": _types(arguments),
+                    "Tout": _types(function.outputs),
+                    "f": tf.compat.v1.AttrValue(func=tf.compat.v1.NameAttrList(name=function.name)),
+                    "config_proto": _config(self._optimized),
+                    **({"_XlaMustCompile": tf.compat.v1.AttrValue(b=True)} if self._jit else {}),
+                },
+            )
+        for output, known in zip(call.outputs, function.outputs, strict=True):
+            output.set_shape(known.shape)
+        return call
+
+    def _gradient(self, call, *upstream) -> list:
+        """Returns the gradients of a call, an operation of a graph or a tape's record of it."""
+        count, kept = self._counts
+        if isinstance(call, tf.Operation):
+            tensors, arguments = [*call.inputs, *call.outputs[count:]], len(call.inputs)
+        else:
+            tensors, arguments = list(call.inputs), len(call.inputs) - kept
+        skipped = tuple(getattr(call, "skip_input_indices", None) or ())
+        if (arguments, skipped) not in self._derivatives:
+            self._derivatives[arguments, skipped] = self._derivative(arguments, skipped)
+        results = self._derivatives[arguments, skipped](*tensors, *upstream[:count])
+        wanted = [i for i in range(len(call.inputs)) if i not in skipped]
+        # The last arguments may be constants, which have none.
+        found = dict(zip(wanted, results, strict=False))
+        return [found.get(i) for i in range(len(call.inputs))]
+
+    def _derivative(self, arguments: int, skipped: Sequence[int]) -> "TracedOnce":
+        """Returns the function of arguments, what was kept, and upstream gradients to the gradients that are wanted."""
+
+        def split(tensors):
+            last = arguments + self._counts[1]
+            return list(tensors[:arguments]), list(tensors[arguments:last]), list(tensors[last:])
+
+        def wanted(gradients):
+            return [gradient for i, gradient in enumerate(gradients) if i not in skipped]
+
+        def plain(*tensors):
+            given, _, upstream = split(tensors)
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                outputs = self._plain(*given)
+            return wanted(tape.gradient(outputs, given, upstream, "zero"))[: derivative._counts[0]]
+
+        def second(tensors, _, upstream):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                gradients = plain(*tensors)
+            return tape.gradient(gradients, tensors, upstream, "zero")
+
+        derivative = TracedOnce(lambda *x: (wanted(self._backward(*split(x))), []), second, plain, self._jit)
+        return derivative
+
+
+def call_once(function: Callable, *tensors) -> list:
+    """Calls a pure function of tensors, in a graph as one operation, for which no gradient is taken.
+
+    Args:
+        function: From tensors to a list of tensors. One and the same object at every call: it is traced once for each.
+        *tensors: Its arguments.
+
+    Returns:
+        List of tensors.
+
+    Example:
+
+    >>> double = lambda x: [2.0 * x]
+    >>> float(tf.function(lambda x: call_once(double, x))(tf.constant(3.0))[0])
+    6.0
+    """
+    if tf.executing_eagerly():
+        return function(*tensors)
+    return _without_gradient(function)(*tensors)
+
+
+@functools.cache
+def _without_gradient(function: Callable) -> TracedOnce:
+    return TracedOnce(lambda *tensors: (function(*tensors), []), None)
+
+
+def gradient_of(function: Callable, by: int) -> Callable:
+    """Returns the gradient of a function, as TensorFlow derives it.
+
+    Args:
+        function: Of tensors to a tensor.
+        by: The gradient is that by this many of its first arguments.
+
+    Returns:
+        Function of the upstream gradient and of all arguments to the list of gradients.
+
+    Example:
+
+    >>> float(gradient_of(tf.square, 1)(tf.constant(1.0), tf.constant(3.0))[0])
+    6.0
+    """
+
+    def gradient(upstream, *arguments):
+        with tf.GradientTape() as tape:
+            tape.watch(arguments[:by])
+            y = function(*arguments)
+        return list(tape.gradient(y, arguments[:by], upstream))
+
+    return gradient
+
+
+def _types(tensors: Sequence) -> tf.compat.v1.AttrValue:
+    types = [tensor.dtype.as_datatype_enum for tensor in tensors]
+    return tf.compat.v1.AttrValue(list=tf.compat.v1.AttrValue.ListValue(type=types))
+
+
+@functools.cache
+def _config(optimized: bool) -> tf.compat.v1.AttrValue:
+    config = tf.compat.v1.ConfigProto()
+    config.graph_options.rewrite_options.disable_meta_optimizer = not optimized
+    return tf.compat.v1.AttrValue(s=config.SerializeToString())
