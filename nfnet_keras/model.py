@@ -10,6 +10,7 @@ from nfnet_keras.multi_worker import DistributedTraining
 from nfnet_keras.optimizers import AGC, clips_adaptively
 from nfnet_keras.optimizers.agc import clipped_share, find_clipper, leaves, nest, portable
 from nfnet_keras.optimizers.clipper import release
+from nfnet_keras.optimizers.clipping import Ways
 from nfnet_keras.optimizers.units import unit_axes
 from nfnet_keras.remat import Rematerialization
 from nfnet_keras.sam import SAM, as_sam, sharpness_aware_step
@@ -150,15 +151,16 @@ class NormalizerFreeModel(DistributedTraining, Rematerialization, keras.Model):
         clipper = find_clipper(self.optimizer)
         if clipper is not None:
             clipper.unit_axes = unit_axes(self)
-            clipper.norm = self._fast_norm()
+            clipper.ways = self._clipping_ways()
 
-    def _fast_norm(self):
+    def _clipping_ways(self) -> Ways:
         if keras.backend.backend() != "tensorflow" or self.jit_compile or not runs_on_cpu():
-            # XLA, as on any TPU, does not know the operation, and needs none: it writes no squares to memory.
-            return None
+            # XLA, as on any TPU, knows no Euclidean norm, and needs none: it writes no squares to memory.
+            return Ways()
+        from nfnet_keras.tensorflow_calls import call_once
         from nfnet_keras.tensorflow_step import euclidean_norm
 
-        return euclidean_norm
+        return Ways(euclidean_norm, call_once)
 
     def get_compile_config(self) -> dict:
         config = super().get_compile_config()

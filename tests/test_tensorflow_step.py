@@ -178,14 +178,29 @@ def kernels_waited_for(layers: int) -> list[int]:
             if operation not in before:
                 before.add(operation)
                 waiting += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
-        found.append(sum(operation.type == "Conv2DBackpropFilter" for operation in before))
+        # All gradients of a layer are from one call; the clipping, another one, also tells which units it scaled down.
+        calls = [operation.outputs for operation in before if operation.type == "PartitionedCall"]
+        calls = [results for results in calls if all(result.dtype == tf.float32 for result in results)]
+        found.append(sum(any(tuple(result.shape[:2]) == (3, 3) for result in results) for results in calls))
     return found
 
 
-@pytest.mark.parametrize(("alone", "expected"), [(1, [1, 1, 1]), (10**6, [3, 3, 3])])
+@pytest.mark.parametrize(("alone", "expected"), [(1, [3, 2, 1]), (10**6, [3, 3, 3])])
 def test_a_large_kernel_is_updated_as_soon_as_its_gradient_is_there(alone, expected, monkeypatch):
     monkeypatch.setattr(nfk.optimizers.clipping, "MIN_SIZE_ALONE", alone)
     assert kernels_waited_for(3) == expected
+
+
+def test_the_learning_rate_is_read_once():
+    import tensorflow as tf
+
+    model = nfk.NormalizerFreeModel(inputs := keras.Input((4,)), keras.layers.Dense(3, "softmax")(inputs))
+    model.compile(nfk.optimizers.SGD_AGC(0.1), "categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    step = tf.function(lambda x, y: model.train_step((x, y)), autograph=False)
+    graph = step.get_concrete_function(tf.ones((2, 4)), tf.ones((2, 3))).graph
+    handle = graph.capture(model.optimizer._learning_rate.value.handle)
+    assert sum(op.type == "ReadVariableOp" and op.inputs[0] is handle for op in graph.get_operations()) == 1
 
 
 def test_a_graph_has_each_constant_once(monkeypatch):

@@ -7,13 +7,13 @@ out and accumulation done. Keras has two seams there. With TensorFlow, gradients
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
-from nfnet_keras.optimizers.clipping import Units, clip_units, measure_units
+from nfnet_keras.optimizers.clipping import Units, Ways, clip_units, measure_units
 
 # The classifier's kernel is the one parameter that the authors do not clip.
 DEFAULT_EXCLUDED = (r"(^|/)predictions/kernel$",)
@@ -60,8 +60,8 @@ class Clipper:
                     "path, such as 'head/kernel', is one; '.*' stands for any text."
                 ) from error
         self.unit_axes: dict[int, tuple[int, ...]] = {}
-        # A faster norm than that of all backends, where whoever trains knows one.
-        self.norm: Callable | None = None
+        # Faster ones, where whoever trains knows them.
+        self.ways = Ways()
 
     def get_config(self) -> dict:
         """Returns the settings, as the optimizers' configurations hold them."""
@@ -89,7 +89,7 @@ class Clipper:
                 self.clip_factor,
                 self.eps,
                 [axes[i] for i in chosen],
-                self.norm,
+                self.ways,
             )
             optimizer.clipped_units.assign(ops.sum(ops.cast(units.over, "float32")))
             for i, gradient in zip(chosen, some, strict=True):
@@ -101,7 +101,7 @@ class Clipper:
             rest = sorted(set(present) - set(chosen))
             if rest:
                 kept = [variables[i] for i in rest]
-                units = measure_units([gradients[i] for i in rest], kept, [axes[i] for i in rest], self.norm)
+                units = measure_units([gradients[i] for i in rest], kept, [axes[i] for i in rest], self.ways)
                 measured.append((kept, units))
             watch.record(optimizer, measured)
         return clipped

@@ -1,6 +1,7 @@
 """The rule of adaptive gradient clipping, as pure functions on any Keras backend."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -152,19 +153,10 @@ def clip_factors(gradient_norm, parameter_norm, clip_factor: float, eps: float):
     >>> keras.ops.convert_to_numpy(factors).tolist(), keras.ops.convert_to_numpy(over).tolist()
     ([1.0, 0.5], [False, True])
     """
-    return _clip_factors(gradient_norm, parameter_norm, *_constants(clip_factor, eps, gradient_norm.dtype))
-
-
-def _constants(clip_factor: float, eps: float, dtype) -> list:
-    """Returns the numbers of the rule as tensors: a graph of hundreds of parameters needs each but once."""
-    return [ops.convert_to_tensor(value, dtype) for value in (clip_factor, eps, _SMALLEST_NORM, 1.0)]
-
-
-def _clip_factors(gradient_norm, parameter_norm, clip_factor, eps, smallest, one):
     limit = ops.multiply(ops.maximum(parameter_norm, eps), clip_factor)
     over = ops.greater(gradient_norm, limit)
-    shrink = ops.divide(limit, ops.maximum(gradient_norm, smallest))
-    return ops.where(over, shrink, one), over
+    shrink = ops.divide(limit, ops.maximum(gradient_norm, _SMALLEST_NORM))
+    return ops.where(over, shrink, ops.ones_like(shrink)), over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,14 +181,55 @@ class Units:
     owners: np.ndarray
 
 
-def measure_units(gradients, parameters, axes, norm: Callable | None = None) -> Units:
+def norm_over(x, axes: tuple[int, ...]):
+    """Euclidean norm over some axes.
+
+    Example:
+
+    >>> keras.ops.convert_to_numpy(norm_over(keras.ops.array([[3.0], [4.0]]), (0,))).tolist()
+    [5.0]
+    """
+    return ops.sqrt(ops.sum(ops.square(x), axis=axes))
+
+
+def call(function: Callable, *tensors):
+    """Calls a function.
+
+    Example:
+
+    >>> call(max, 1, 2)
+    2
+    """
+    return function(*tensors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ways:
+    """How the clipping is computed, where there is a faster way than that of all backends.
+
+    Args:
+        norm: Takes the norm of a tensor over some axes. Defaults to `norm_over`.
+        call: Calls a pure function of tensors that returns a list of tensors. The same function comes again for each
+            large parameter of the same kind. Defaults to calling it.
+
+    Example:
+
+    >>> Ways().call(max, 1, 2)
+    2
+    """
+
+    norm: Callable = norm_over
+    call: Callable = call
+
+
+def measure_units(gradients, parameters, axes, ways: Ways | None = None) -> Units:
     """Takes the norms of the units of many parameters and of their gradients, and clips nothing.
 
     Args:
         gradients: List of tensors.
         parameters: List of tensors of the same shapes.
         axes: List with the `axis` of each parameter.
-        norm: As in `clip_units`.
+        ways: As in `clip_units`.
 
     Returns:
         The `Units`.
@@ -207,12 +240,12 @@ def measure_units(gradients, parameters, axes, norm: Callable | None = None) -> 
     >>> keras.ops.convert_to_numpy(units.gradient_norms).tolist()
     [2.0, 2.0]
     """
-    layout = _Layout([p.shape for p in parameters], axes, norm or norm_over)
-    return Units(_join(layout.norms(gradients)), _join(layout.norms(parameters)), None, layout.owners)
+    layout = _Layout([p.shape for p in parameters], axes, (ways or Ways()).norm)
+    return Units(layout.norms(gradients), layout.norms(parameters), None, layout.owners)
 
 
 def clip_units(
-    gradients, parameters, clip_factor: float, eps: float, axes, norm: Callable | None = None
+    gradients, parameters, clip_factor: float, eps: float, axes, ways: Ways | None = None
 ) -> tuple[list, Units]:
     """Clips the gradients of many parameters: `clip_gradient` for each, in far fewer operations.
 
@@ -227,7 +260,7 @@ def clip_units(
         clip_factor: As in `clip_gradient`.
         eps: As in `clip_gradient`.
         axes: List with the `axis` of each parameter.
-        norm: Takes the norm of a large tensor over some axes, where there is a faster way than `norm_over`.
+        ways: How it is computed. Defaults to that of all backends.
 
     Returns:
         List of the clipped gradients, and the `Units`: what was measured on the way.
@@ -241,65 +274,97 @@ def clip_units(
     >>> keras.ops.convert_to_numpy(units.over).tolist()
     [True, True, True]
     """
+    ways = ways or Ways()
     gradients = [ops.convert_to_tensor(g) for g in gradients]
     parameters = [ops.convert_to_tensor(p) for p in parameters]
-    layout = _Layout([p.shape for p in parameters], axes, norm or norm_over)
-    gradient_norms, parameter_norms = layout.norms(gradients), layout.norms(parameters)
-    constants = _constants(clip_factor, eps, "float32")
-    factors, over = [], []
-    for of_gradients, of_parameters in zip(gradient_norms, parameter_norms, strict=True):
-        factor, above = _clip_factors(of_gradients, of_parameters, *constants)
-        factors.append(factor)
-        over.append(above)
-    units = Units(_join(gradient_norms), _join(parameter_norms), _join(over), layout.owners)
-    return layout.scale(gradients, factors), units
+    large = [
+        i
+        for i, p in enumerate(parameters)
+        if not _is_segment(p.shape, axes[i]) and math.prod(p.shape) >= MIN_SIZE_ALONE
+    ]
+    rest = sorted(set(range(len(parameters))) - set(large))
+    clipped, measured = list(gradients), []
+    if rest:
+        some, units = _clip_together(
+            *([each[i] for i in rest] for each in (gradients, parameters, axes)), clip_factor, eps, ways.norm
+        )
+        for i, gradient in zip(rest, some, strict=True):
+            clipped[i] = gradient
+        measured.append(dataclasses.replace(units, owners=np.array(rest)[units.owners]))
+    for i in large:
+        rule = _clip_alone(
+            axes[i] if axes[i] is None else tuple(np.ravel(axes[i]).tolist()), clip_factor, eps, ways.norm
+        )
+        clipped[i], *vectors = ways.call(rule, gradients[i], parameters[i])
+        measured.append(Units(*vectors, np.full(count_units(parameters[i].shape, axes[i]), i)))
+    vectors = (
+        _join([getattr(units, name) for units in measured]) for name in ("gradient_norms", "parameter_norms", "over")
+    )
+    return clipped, Units(*vectors, np.concatenate([units.owners for units in measured]))
+
+
+@functools.cache
+def _clip_alone(axis: tuple[int, ...] | None, clip_factor: float, eps: float, norm: Callable) -> Callable:
+    """Returns a function that clips one gradient: to the clipped one, its norms, those of its parameter, and `over`."""
+
+    def clip(gradient, parameter):
+        layout = _Layout([parameter.shape], [axis], norm)
+        of_gradient, of_parameter = layout.norms([gradient]), layout.norms([parameter])
+        factor, over = clip_factors(of_gradient, of_parameter, clip_factor, eps)
+        return [*layout.scale([gradient], factor), of_gradient, of_parameter, over]
+
+    return clip
+
+
+def _clip_together(gradients, parameters, axes, clip_factor: float, eps: float, norm: Callable) -> tuple[list, Units]:
+    layout = _Layout([p.shape for p in parameters], axes, norm)
+    of_gradients, of_parameters = layout.norms(gradients), layout.norms(parameters)
+    factors, over = clip_factors(of_gradients, of_parameters, clip_factor, eps)
+    return layout.scale(gradients, factors), Units(of_gradients, of_parameters, over, layout.owners)
+
+
+def _is_segment(shape: Sequence[int], axis) -> bool:
+    """Whether a parameter has one unit and at most one long axis, so that it can be a segment of a vector."""
+    return axis is None and not _unit_axes(shape, None)[1]
 
 
 class _Layout:
-    """Where the units of several parameters stand: those of the small ones, of the middling, of each large one."""
+    """Where the units of several parameters stand: those of the small ones, then of the others."""
 
     def __init__(self, shapes, axes, norm: Callable):
         self.norm = norm
         self.shapes = [tuple(shape) for shape in shapes]
         self.axes = axes
-        # One unit and at most one long axis: the segment of a vector.
-        self.small = [i for i, s in enumerate(self.shapes) if axes[i] is None and not _unit_axes(s, None)[1]]
+        self.small = [i for i, shape in enumerate(self.shapes) if _is_segment(shape, axes[i])]
         joined = set(self.small)
-        rest = [i for i in range(len(self.shapes)) if i not in joined]
-        self.middling = [i for i in rest if math.prod(self.shapes[i]) < MIN_SIZE_ALONE]
-        self.alone = [i for i in rest if math.prod(self.shapes[i]) >= MIN_SIZE_ALONE]
+        self.others = [i for i in range(len(self.shapes)) if i not in joined]
         self.segments = _Segments([self.shapes[i] for i in self.small])
-        self.counts = [count_units(self.shapes[i], axes[i]) for i in self.middling]
+        self.counts = [count_units(self.shapes[i], axes[i]) for i in self.others]
 
     @property
     def owners(self) -> np.ndarray:
-        numbers = [count_units(self.shapes[i], self.axes[i]) for i in self.alone]
-        return np.repeat(self.small + self.middling + self.alone, [1] * len(self.small) + self.counts + numbers)
+        return np.repeat(self.small + self.others, [1] * len(self.small) + self.counts)
 
-    def norms(self, tensors) -> list:
-        """Returns the norms of all units in float32 vectors: one of the small and the middling, one a large tensor."""
+    def norms(self, tensors):
+        """Returns the norms of all units in one float32 vector."""
         joined = []
         if self.small:
             squares = ops.square(self.segments.join([tensors[i] for i in self.small]))
             joined.append(ops.sqrt(self.segments.sums(squares)))
-        joined += [self._norm(i, tensors[i]) for i in self.middling]
-        return ([_join(joined)] if joined else []) + [self._norm(i, tensors[i]) for i in self.alone]
-
-    def _norm(self, i: int, tensor):
-        x = ops.cast(tensor, "float32")
-        return _flat(self.norm(x, _unit_axes(x.shape, self.axes[i])[0]))
+        for i in self.others:
+            x = ops.cast(tensors[i], "float32")
+            joined.append(_flat(self.norm(x, _unit_axes(x.shape, self.axes[i])[0])))
+        return _join(joined)
 
     def scale(self, gradients, factors) -> list:
         """Returns the gradients, those of each unit multiplied by its factor; `factors` are laid out as the norms."""
         scaled, few = list(gradients), len(self.small)
-        joined, alone = (factors[0], factors[1:]) if self.small or self.middling else (None, factors)
         if self.small:
             vector = self.segments.join([gradients[i] for i in self.small])
-            vector = ops.multiply(vector, self.segments.spread(joined[:few]))
+            vector = ops.multiply(vector, self.segments.spread(factors[:few]))
             for i, gradient in zip(self.small, self.segments.split(vector), strict=True):
                 scaled[i] = ops.cast(gradient, gradients[i].dtype)
-        middling = _split(joined[few:], self.counts) if self.middling else []
-        for i, factor in zip(self.middling + self.alone, [*middling, *alone], strict=True):
+        for i, factor in zip(self.others, _split(factors[few:], self.counts) if self.others else [], strict=True):
             factor = _broadcastable(factor, self.shapes[i], self.axes[i])
             scaled[i] = ops.multiply(gradients[i], ops.cast(factor, gradients[i].dtype))
         return scaled
@@ -308,17 +373,6 @@ class _Layout:
 def _join(vectors: list):
     """Puts vectors end to end."""
     return vectors[0] if len(vectors) == 1 else ops.concatenate(vectors)
-
-
-def norm_over(x, axes: tuple[int, ...]):
-    """Euclidean norm over some axes.
-
-    Example:
-
-    >>> keras.ops.convert_to_numpy(norm_over(keras.ops.array([[3.0], [4.0]]), (0,))).tolist()
-    [5.0]
-    """
-    return ops.sqrt(ops.sum(ops.square(x), axis=axes))
 
 
 def _split(vector, sizes):

@@ -105,8 +105,8 @@ class SGD_AGC(keras.optimizers.Optimizer):
         return
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
-        # Read here, once, and not for each variable.
-        super()._backend_update_step(grads, trainable_variables, ops.convert_to_tensor(learning_rate))
+        # Read here, once, and not for each variable: Keras takes TensorFlow's variable for a tensor, but a copy is one.
+        super()._backend_update_step(grads, trainable_variables, ops.copy(ops.convert_to_tensor(learning_rate)))
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         factor = self._factors[self._get_variable_index(variable)] if self._factors else 1.0
