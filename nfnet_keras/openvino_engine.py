@@ -11,7 +11,7 @@ import numpy as np
 
 from nfnet_keras.folding import fold_weight_standardization
 from nfnet_keras.layers.devices import usable_cores
-from nfnet_keras.openvino_winograd import use_winograd
+from nfnet_keras.openvino_winograd import MIN_INPUTS, use_winograd
 
 
 def openvino_engine(model: keras.Model, dtype: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -204,18 +204,22 @@ def sigmoid_gelus(network) -> None:
     network.validate_nodes_and_infer_types()
 
 
-def without_avx512() -> bool:
-    """Whether this is an x86 processor that has no AVX-512.
+def x86_vector_bits() -> int:
+    """Returns how many bits OpenVINO computes with at once on an x86 processor: 512 with AVX-512, 256 without.
+
+    Returns:
+        512 or 256; 0 on any other processor.
 
     Example:
 
-    >>> without_avx512() in (True, False)
+    >>> x86_vector_bits() in (0, 256, 512)
     True
     """
     core = import_openvino().Core()
-    # OpenVINO computes in bfloat16 on all that have it.
-    is_x86 = "intel64" in core.get_property("CPU", "DEVICE_ARCHITECTURE")
-    return is_x86 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if "intel64" not in core.get_property("CPU", "DEVICE_ARCHITECTURE"):
+        return 0
+    # OpenVINO computes in bfloat16 on all that have AVX-512.
+    return 512 if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else 256
 
 
 def _mean_of_pixel_convolution(node) -> tuple | None:
@@ -277,10 +281,11 @@ def _compiled(network, shape: tuple, dtype: str) -> Callable:
     network.reshape([shape[0] // parts, *shape[1:]])
     squeeze_first(network)
     pool_means(network)
-    if dtype == "float32" and without_avx512():
-        # With AVX-512, products take half the time, sums the same, and whether it pays was not measured.
-        use_winograd(network)
-        sigmoid_gelus(network)
+    if dtype == "float32" and (vector_bits := x86_vector_bits()):
+        # With AVX-512 products take half the time, and sums the same: with fewer inputs nothing is saved there.
+        use_winograd(network, MIN_INPUTS if vector_bits < 512 else 2 * MIN_INPUTS)
+        if vector_bits < 512:
+            sigmoid_gelus(network)
     options = openvino_options(dtype)
     if parts > 1:
         options |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": parts}

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-# With fewer inputs (of a group), what the products save is less than what the sums take.
+# With fewer inputs (of a group), what the products save is less than what the sums take, on AVX2.
 MIN_INPUTS = 64
 # For each product, the factors of the kernel's three rows, by how many rows of outputs are computed together.
 KERNELS = {
@@ -33,7 +33,7 @@ UNARY = {"Clamp", "Elu", "Gelu", "HSigmoid", "HSwish", "Mish", "Relu", "Selu", "
 BINARY = {"Add", "Divide", "Maximum", "Minimum", "Multiply", "Subtract"}
 
 
-def use_winograd(network) -> int:
+def use_winograd(network, least: int = MIN_INPUTS) -> int:
     """Makes 3 x 3 convolutions Winograd's, where that takes less time.
 
     Those of stride 1, with a border of zeros, an even number of rows and enough channels. The network's outputs change
@@ -41,6 +41,7 @@ def use_winograd(network) -> int:
 
     Args:
         network: `openvino.Model` of a known input shape, in float32; it is changed.
+        least: The number of inputs (of a group) from which a convolution has enough of them. Defaults to `64`.
 
     Returns:
         The number of convolutions that were replaced.
@@ -58,10 +59,10 @@ def use_winograd(network) -> int:
     6
     """
     nodes = network.get_ordered_ops()
-    rows = _Rows(nodes)
+    rows = _Rows(nodes, least)
     replaced = 0
     for node in nodes:
-        phases = _rows_together(node)
+        phases = _rows_together(node, least)
         if phases:
             found = _convolution(rows.ordered(node.input_value(0), phases), node, phases)
             rows.take_place(node.output(0), found, phases)
@@ -81,12 +82,12 @@ class _Rows:
     A tensor in four phases has rows 0, 4, 8 and so on first, then 1, 5, 9 and so on; one in one phase is as it was.
     """
 
-    def __init__(self, nodes: list):
+    def __init__(self, nodes: list, least: int):
         self._phases, self._ordered = {}, {}
         # What the convolutions behind a tensor want it in, and the tensors that something needs as they were.
         self._wanted, self._needed = {}, set()
         for node in reversed(nodes):
-            phases = _rows_together(node)
+            phases = _rows_together(node, least)
             if not phases and not _ignores_order(node):
                 self._needed |= {_key(each) for each in node.input_values()}
                 continue
@@ -154,10 +155,10 @@ def _reordered(x, fold: Callable[[np.ndarray], np.ndarray]):
     return op.concat([rows[at] for at in fold(np.arange(height)).T.reshape(-1)], 2).output(0)
 
 
-def _rows_together(node) -> int:
+def _rows_together(node, least: int) -> int:
     """Returns how many rows of a convolution are computed together, 0 for a node that stays as it is."""
     kernel = _kernel(node)
-    if kernel is None or kernel.shape[-2:] != (3, 3) or kernel.shape[-3] < MIN_INPUTS or not _is_plain(node, 1):
+    if kernel is None or kernel.shape[-2:] != (3, 3) or kernel.shape[-3] < least or not _is_plain(node, 1):
         return 0
     height = _shape(node.output(0))[2]
     return next((phases for phases in (4, 2) if height % phases == 0 and height >= 2 * phases), 0)

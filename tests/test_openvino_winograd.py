@@ -27,6 +27,10 @@ def convolve(x, filters: int, size=(3, 3), groups: int = 1, stride: int = 1, dil
     return op.group_convolution(x, op.constant(kernel), *options)
 
 
+# Inputs of a group: the tests' networks are small.
+LEAST = 4
+
+
 def image(channels: int, height: int, width: int = 5, batch: int = 2):
     return op.parameter([batch, channels, height, width], np.float32)
 
@@ -41,7 +45,7 @@ def check(outputs, x, replaced: int, atol: float = 2e-5):
     network = openvino.Model(outputs if isinstance(outputs, list) else [outputs], [x])
     images = numbers(*x.get_output_shape(0))
     wanted = run(network, images)
-    assert winograd.use_winograd(network) == replaced
+    assert winograd.use_winograd(network, LEAST) == replaced
     for found, each in zip(run(network, images), wanted, strict=True):
         np.testing.assert_allclose(found, each, atol=atol * max(1.0, np.abs(each).max()))
     return network
@@ -53,9 +57,11 @@ def moves(network) -> int:
     return sum(len(node.outputs()) > 4 or len(node.outputs()) == node.get_input_shape(0)[2] for node in splits)
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(winograd, "MIN_INPUTS", 4)
+@pytest.mark.parametrize(("inputs", "least", "replaced"), [(63, 64, 0), (64, 64, 1), (127, 128, 0), (128, 128, 1)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_too_few_inputs(inputs, least, replaced, groups):
+    x = image(inputs * groups, 8)
+    assert winograd.use_winograd(openvino.Model([convolve(x, 2 * groups, groups=groups)], [x]), least) == replaced
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -125,7 +131,7 @@ def test_rows_are_moved_where_stages_begin_and_end():
     images = numbers(2, 16, 16, 12)
     wanted = run(network, images)
     # The first, two in each block of a stage, and one where a stage begins.
-    assert winograd.use_winograd(network) == 1 + 6 + 1 + 4
+    assert winograd.use_winograd(network, LEAST) == 1 + 6 + 1 + 4
     np.testing.assert_allclose(run(network, images)[0], wanted[0], atol=2e-5)
     # Into phases at the first; back where the pooling is; into phases on both paths of the next stage.
     assert moves(network) == 4
@@ -223,20 +229,26 @@ def test_any_network(seed):
     network = openvino.Model(outputs, [x])
     images = numbers(*x.get_output_shape(0))
     wanted = run(network, images)
-    replaced = winograd.use_winograd(network)
+    replaced = winograd.use_winograd(network, LEAST)
     assert replaced > 0
     for found, each in zip(run(network, images), wanted, strict=True):
         np.testing.assert_allclose(found, each, atol=1e-4 * max(1.0, np.abs(each).max()))
     # It was not the same network twice.
-    assert winograd.use_winograd(network) == 0
+    assert winograd.use_winograd(network, LEAST) == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("lacks", [True, False])
-def test_engine_uses_it_in_float32_without_avx512(lacks, dtype, small_nfnet, monkeypatch):
-    monkeypatch.setattr(engine, "without_avx512", lambda: lacks)
-    counts = []
-    monkeypatch.setattr(engine, "use_winograd", lambda network: counts.append(winograd.use_winograd(network)))
+@pytest.mark.parametrize(("bits", "least"), [(256, 64), (512, 128), (0, None)])
+def test_engine_uses_it_in_float32(bits, least, dtype, small_nfnet, monkeypatch):
+    monkeypatch.setattr(engine, "x86_vector_bits", lambda: bits)
+    counts, asked, gelus = [], [], []
+
+    def use(network, least):
+        asked.append(least)
+        counts.append(winograd.use_winograd(network, LEAST))
+
+    monkeypatch.setattr(engine, "use_winograd", use)
+    monkeypatch.setattr(engine, "sigmoid_gelus", gelus.append)
     model = small_nfnet(input_shape=(32, 32, 3))
     rng = np.random.default_rng(3)
     for variable in model.variables:
@@ -244,5 +256,8 @@ def test_engine_uses_it_in_float32_without_avx512(lacks, dtype, small_nfnet, mon
             variable.assign(rng.uniform(0.5, 1.0, variable.shape))
     images = numbers(4, 32, 32, 3)
     found = engine.openvino_engine(model, dtype)(images)
-    assert [count > 0 for count in counts] == ([True] if lacks and dtype == "float32" else [])
+    wanted = dtype == "float32" and bits > 0
+    assert [count > 0 for count in counts] == [True] * wanted
+    assert asked == [least] * wanted
+    assert len(gelus) == (wanted and bits < 512)
     np.testing.assert_allclose(found, model(images), atol=1e-5 if dtype == "float32" else 0.05)
