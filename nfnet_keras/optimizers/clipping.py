@@ -295,7 +295,9 @@ def clip_units(
         rule = _clip_alone(
             axes[i] if axes[i] is None else tuple(np.ravel(axes[i]).tolist()), clip_factor, eps, ways.norm
         )
-        clipped[i], *vectors = ways.call(rule, gradients[i], parameters[i])
+        factor, *vectors = ways.call(rule, gradients[i], parameters[i])
+        # Not by the rule: a function's arguments stay where they are, and the product may take the gradient's place.
+        clipped[i] = ops.multiply(gradients[i], factor)
         measured.append(Units(*vectors, np.full(count_units(parameters[i].shape, axes[i]), i)))
     vectors = (
         _join([getattr(units, name) for units in measured]) for name in ("gradient_norms", "parameter_norms", "over")
@@ -305,15 +307,16 @@ def clip_units(
 
 @functools.cache
 def _clip_alone(axis: tuple[int, ...] | None, clip_factor: float, eps: float, norm: Callable) -> Callable:
-    """Returns a function that clips one gradient: to the clipped one, its norms, those of its parameter, and `over`."""
+    """Returns a function of a gradient and its parameter to what multiplies it, its norms, the parameter's, `over`."""
 
-    def clip(gradient, parameter):
+    def measure(gradient, parameter):
         layout = _Layout([parameter.shape], [axis], norm)
         of_gradient, of_parameter = layout.norms([gradient]), layout.norms([parameter])
         factor, over = clip_factors(of_gradient, of_parameter, clip_factor, eps)
-        return [*layout.scale([gradient], factor), of_gradient, of_parameter, over]
+        factor = ops.cast(_broadcastable(factor, gradient.shape, axis), gradient.dtype)
+        return [factor, of_gradient, of_parameter, over]
 
-    return clip
+    return measure
 
 
 def _clip_together(gradients, parameters, axes, clip_factor: float, eps: float, norm: Callable) -> tuple[list, Units]:
