@@ -79,6 +79,7 @@ report([uses_onednn(), losses])
 """
 
 
+@pytest.mark.slow
 def test_grouped_convolutions_train_with_and_without_onednn(new_process):
     # The processor decides which it is, and without oneDNN a bias fused into a grouped convolution is refused.
     without, plain = new_process(TRAIN, env={"TF_ENABLE_ONEDNN_OPTS": "0"})

@@ -251,6 +251,7 @@ def test_leftovers_of_killed_processes_are_removed(finished, tmp_path):
     assert [name for name in os.listdir(folder) + os.listdir(folder / "checkpoints") if name[0] == "."] == [".notes.2"]
 
 
+@pytest.mark.slow
 def test_stopped_in_an_evaluation(finished, tmp_path, monkeypatch):
     original = StopEvaluation.on_test_batch_end
 
@@ -269,6 +270,7 @@ def test_stopped_in_an_evaluation(finished, tmp_path, monkeypatch):
     assert [row["epoch"] for row in RunFolder(tmp_path).read_table()] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_mid_epoch(finished, tmp_path, monkeypatch):
     positions = []
     original = Checkpoints.save
