@@ -94,19 +94,21 @@ class TracedOnce:
     def _call(self, function, arguments: Sequence) -> tf.Operation:
         graph = tf.compat.v1.get_default_graph()
         function.add_to_graph(graph)
-        with graph.gradient_override_map({"PartitionedCall": self._name} if self._name else {}):
-            call = graph.create_op(
-                "PartitionedCall",
-                list(arguments),
-                [output.dtype for output in function.outputs],
-                attrs={
-                    "Tin": _types(arguments),
-                    "Tout": _types(function.outputs),
-                    "f": tf.compat.v1.AttrValue(func=tf.compat.v1.NameAttrList(name=function.name)),
-                    "config_proto": _config(self._optimized),
-                    **({"_XlaMustCompile": tf.compat.v1.AttrValue(b=True)} if self._jit else {}),
-                },
-            )
+        call = graph.create_op(
+            "PartitionedCall",
+            list(arguments),
+            [output.dtype for output in function.outputs],
+            attrs={
+                "Tin": _types(arguments),
+                "Tout": _types(function.outputs),
+                "f": tf.compat.v1.AttrValue(func=tf.compat.v1.NameAttrList(name=function.name)),
+                "config_proto": _config(self._optimized),
+                **({"_XlaMustCompile": tf.compat.v1.AttrValue(b=True)} if self._jit else {}),
+            },
+        )
+        if self._name is not None:
+            # As TensorFlow's own calls have theirs. A name in the graph is what SavedModel cannot save.
+            call._gradient_function = self._gradient
         for output, known in zip(call.outputs, function.outputs, strict=True):
             output.set_shape(known.shape)
         return call

@@ -212,3 +212,37 @@ def test_calls_without_a_gradient():
 def test_gradient_of_a_function():
     gradient = calls.gradient_of(lambda x, y, z: x * y * z, 2)
     assert [float(each) for each in gradient(*map(tf.constant, (1.0, 2.0, 3.0, 5.0)))] == [15.0, 10.0]
+
+
+def test_a_network_saved_in_training(tmp_path, small_nfnet):
+    model = small_nfnet(input_shape=(32, 32, 3))
+    spec = tf.TensorSpec((2, 32, 32, 3), tf.float32)
+    images = tf.random.stateless_normal(spec.shape, (5, 6))
+
+    class Saved(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.held = [variable.value for variable in model.variables]
+
+        @tf.function(input_signature=[spec])
+        def outputs(self, x):
+            return model(x, training=True)
+
+        @tf.function(input_signature=[spec])
+        def slopes(self, x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = tf.reduce_sum(tf.sin(model(x, training=True)))
+            return tape.gradient(loss, x)
+
+    saved = Saved()
+    tf.saved_model.save(saved, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = loaded.outputs(images)
+        loss = tf.reduce_sum(tf.sin(outputs))
+    wanted = saved.slopes(images).numpy()
+    np.testing.assert_allclose(outputs, saved.outputs(images), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(loaded.slopes(images), wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())
+    np.testing.assert_allclose(tape.gradient(loss, images), wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
