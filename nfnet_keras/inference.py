@@ -20,8 +20,8 @@ class Predictor:
     `model.predict` goes through what training needs too. This goes through the constants of a trained network: weight
     standardization is folded away (`fold_weight_standardization`), and on a CPU OpenVINO, where it is installed
     (`pip install "nfnet-keras[openvino]"`), lays the kernels out once and runs activations together with convolutions;
-    in float32 on an x86 processor, it computes 3 x 3 convolutions of enough inputs by Winograd's algorithm. It takes some
-    seconds to make one; each new batch size or image size takes one to some seconds more.
+    in float32 on an x86 processor, it computes 3 x 3 convolutions of enough inputs by Winograd's algorithm. It takes
+    some seconds to make one; each new batch size or image size takes one to some seconds more.
 
     Args:
         model: A functional Keras model; it is left as it is, and later changes of it are not followed.
