@@ -7,6 +7,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from nfnet_keras.layers.grouped_conv2d import CPUConvolution
+from nfnet_keras.tensorflow_calls import gradient_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,11 +177,9 @@ def _of_groups(groups: int, options: dict) -> tuple[Callable, Callable]:
 def _as_keras(settings: CPUConvolution) -> tuple[Callable, Callable]:
     """A convolution as Keras has TensorFlow compute it; TensorFlow derives its gradient."""
     plain = dataclasses.replace(settings, data_format="channels_last", pads=(0, 0))
+    derive = gradient_of(plain, 2)
 
     def gradient(inputs, kernel, upstream):
-        with tf.GradientTape() as tape:
-            tape.watch((inputs, kernel))
-            outputs = plain(inputs, kernel)
-        return tape.gradient(outputs, (inputs, kernel), upstream)
+        return derive(upstream, inputs, kernel)
 
     return lambda inputs, kernel, bias: _with_bias(plain(inputs, kernel), bias), gradient

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from nfnet_keras.layers.devices import trains_as_graph_on_cpu
+from nfnet_keras.layers.branch import attend
 
 
 @keras.saving.register_keras_serializable(package="nfnet_keras")
@@ -56,12 +56,7 @@ class EfficientChannelAttention(keras.layers.Layer):
         self.kernel = self.add_weight(name="kernel", shape=(size, 1, 1), initializer=initializer)
 
     def call(self, inputs, training=False):
-        if training and trains_as_graph_on_cpu(inputs):
-            from nfnet_keras.tensorflow_branch import times, with_means
-
-            images, means = with_means(inputs)
-            return times(images, self._factor(means))
-        return ops.multiply(inputs, self._factor(ops.mean(inputs, axis=(1, 2))))
+        return attend(inputs, self._factor, training)
 
     def _factor(self, means):
         gate = ops.sigmoid(ops.conv(means[:, :, None], self.kernel, padding="same", data_format="channels_last"))

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from nfnet_keras.layers.devices import trains_as_graph_on_cpu
+from nfnet_keras.layers.branch import multiply
 from nfnet_keras.layers.dropout import replica_seed
 
 
@@ -58,7 +58,7 @@ class StochasticDepth(keras.layers.Layer):
         # Drawn in float32: in bfloat16 the rate itself would be rounded.
         kept = keras.random.uniform(shape, dtype="float32", seed=replica_seed(self.seed_generator)) >= self.rate
         factor = ops.cast(kept, "float32") / (1 - self.rate) if self.rescale else kept
-        return _times(inputs, ops.cast(factor, inputs.dtype), training)
+        return multiply(inputs, ops.cast(factor, inputs.dtype), training)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -103,7 +103,7 @@ class SkipGain(keras.layers.Layer):
         self.skip_gain = self.add_weight(name="skip_gain", shape=(), initializer=self.initializer)
 
     def call(self, inputs, training=False):
-        return _times(inputs, ops.multiply(self.skip_gain, self.alpha), training)
+        return multiply(inputs, ops.multiply(self.skip_gain, self.alpha), training)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -111,11 +111,3 @@ class SkipGain(keras.layers.Layer):
     def get_config(self):
         initializer = keras.initializers.serialize(self.initializer)
         return {**super().get_config(), "alpha": self.alpha, "initializer": initializer}
-
-
-def _times(inputs, factor, training: bool):
-    if training and trains_as_graph_on_cpu(inputs):
-        from nfnet_keras.tensorflow_branch import times
-
-        return times(inputs, factor)
-    return ops.multiply(inputs, factor)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from nfnet_keras.layers.devices import trains_as_graph_on_cpu
+from nfnet_keras.layers.branch import attend
 
 
 @keras.saving.register_keras_serializable(package="nfnet_keras")
@@ -71,12 +71,7 @@ class SqueezeExcite(keras.layers.Layer):
         return layer
 
     def call(self, inputs, training=False):
-        if training and trains_as_graph_on_cpu(inputs):
-            from nfnet_keras.tensorflow_branch import times, with_means
-
-            images, means = with_means(inputs)
-            return times(images, self._factor(means))
-        return ops.multiply(inputs, self._factor(ops.mean(inputs, axis=(1, 2))))
+        return attend(inputs, self._factor, training)
 
     def _factor(self, means):
         return ops.multiply(self.expand(self.reduce(means)), self.scale)[:, None, None, :]
