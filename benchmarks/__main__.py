@@ -67,7 +67,7 @@ class Outcome:
 
 
 def run_suites(names: list[str], options: argparse.Namespace) -> Outcome:
-    """Runs suites one after the other; what is known is written after each.
+    """Runs suites one after the other; what is known is written as each goes on: a run that is killed loses one case.
 
     Args:
         names: Modules of `benchmarks`.
@@ -81,9 +81,10 @@ def run_suites(names: list[str], options: argparse.Namespace) -> Outcome:
         began = time.perf_counter()
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
-            results, requirements = importlib.import_module(f"benchmarks.{name}").run(options)
-            outcome.results += results
-            outcome.requirements += requirements
+            for results, requirements in importlib.import_module(f"benchmarks.{name}").run(options):
+                outcome.results += results
+                outcome.requirements += requirements
+                write(outcome, options.out)
         except Exception as error:
             traceback.print_exc()
             outcome.failures.append(f"{name}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")

@@ -7,12 +7,13 @@ the program that it is for, on all cores. The outputs of the float files are com
 """
 
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from benchmarks import parameters
 from benchmarks.protocol import Process, SideError, Sides, in_turn
-from benchmarks.results import Requirement, Result, main
+from benchmarks.results import Part, Requirement, Result, main
 from benchmarks.sides import Way, export_side
 from nfnet_keras.exporting.running import SUFFIXES
 
@@ -23,19 +24,16 @@ AGREEMENT = 1e-3
 REPRESENTATIVE = 8
 
 
-def run(options) -> tuple[list[Result], list[Requirement]]:
+def run(options) -> Iterator[Part]:
     """Measures every format of every network."""
-    results, requirements = [], []
     if options.device != "cpu":
-        return [Result("not run", "export", "", [], note="the programs for exported files are run on CPUs")], []
+        yield [Result("not run", "export", "", [], note="the programs for exported files are run on CPUs")], []
+        return
     with Sides(options) as sides:
         for model, size, repeats in QUICK if options.quick else CASES:
-            found, held = _one_case(sides, model, size, repeats)
-            results += found
-            requirements += held
-        results += sides.remarks()
-    # Of the authors' program nothing is asked here.
-    return [each for each in results if "authors" not in each.case + each.side], requirements
+            yield _one_case(sides, model, size, repeats)
+        # Of the authors' program nothing is asked here.
+        yield [each for each in sides.remarks() if "authors" not in each.case + each.side], []
 
 
 def _one_case(sides: Sides, model: str, size: int, repeats: int) -> tuple[list[Result], list[Requirement]]:

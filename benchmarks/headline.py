@@ -9,24 +9,23 @@ the forward pass. The ratio is reported and held against nothing: it depends on 
 """
 
 import statistics
+from collections.abc import Iterator
 
 from benchmarks import parameters
 from benchmarks.protocol import Sides, in_turn
-from benchmarks.results import Requirement, Result, main
+from benchmarks.results import Part, Result, main
 from benchmarks.sides.networks import EFFICIENTNET, way
 
 BATCH = 1
 MODELS = (("nfnet_f1", 224, "ours, NFNet-F1"), (EFFICIENTNET, 600, "keras.applications, EfficientNet-B7"))
 
 
-def run(options) -> tuple[list[Result], list[Requirement]]:
+def run(options) -> Iterator[Part]:
     """Measures a training step and a forward pass of both."""
-    results = []
     with Sides(options) as sides:
         for kind, title in (("predict_on_batch", "forward"), ("train_on_batch", "training step")):
-            results += _in_turn(sides, kind, f"{title}, NFNet-F1 and EfficientNet-B7, batch {BATCH}")
-        results += sides.remarks()
-    return results, []
+            yield _in_turn(sides, kind, f"{title}, NFNet-F1 and EfficientNet-B7, batch {BATCH}"), []
+        yield sides.remarks(), []
 
 
 def _in_turn(sides: Sides, kind: str, case: str) -> list[Result]:

@@ -10,13 +10,14 @@ on to the rounds in which all sides take turns.
 import collections
 import dataclasses
 import statistics
+from collections.abc import Iterator
 
 import numpy as np
 
 from benchmarks import parameters
 from benchmarks.machine import has_bfloat16
 from benchmarks.protocol import Process, SideError, Sides, in_turn
-from benchmarks.results import Requirement, Result, main, matrix_rates
+from benchmarks.results import Part, Requirement, Result, main, matrix_rates
 from benchmarks.sides import Way, authors_side, kecam_side, ours, timm_side
 
 CASES = (("timm_dm_nfnet_f0", 256), ("timm_dm_nfnet_f1", 256), ("timm_eca_nfnet_l0", 224))
@@ -58,9 +59,8 @@ def all_ways(options, model: str) -> list[list[Way]]:
     return list(groups.values())
 
 
-def run(options) -> tuple[list[Result], list[Requirement]]:
+def run(options) -> Iterator[Part]:
     """Measures all cases."""
-    results, requirements = [], []
     with Sides(options) as sides:
         matrices = sides.start_matrices()
         for model, size in QUICK if options.quick else CASES:
@@ -70,16 +70,15 @@ def run(options) -> tuple[list[Result], list[Requirement]]:
             try:
                 case.qualify()
                 for batch in BATCHES:
-                    found = case.measure(batch, matrices)
-                    results += found[0]
-                    requirements += found[1]
+                    results, requirements = case.measure(batch, matrices)
+                    # With `quick` nothing is large enough to be held against a bound.
+                    yield results, [] if options.quick else requirements
                 if model == CASES[0][0] or options.quick:
-                    requirements += case.top1(16 if options.quick else 200)
+                    agreement = case.top1(16 if options.quick else 200)
+                    yield [], [] if options.quick else agreement
             finally:
                 case.close()
-        results += sides.remarks()
-    # With `quick` nothing is large enough to be held against a bound.
-    return results, [] if options.quick else requirements
+        yield sides.remarks(), []
 
 
 class _Case:

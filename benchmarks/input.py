@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from benchmarks import input_sides
 from benchmarks.environments import environment_for
 from benchmarks.input_sides import Case
-from benchmarks.results import Requirement, Result, main
+from benchmarks.results import Part, Requirement, Result, main
 
 BATCH = 128
 IMAGES, FOLDERS = 256, 8
@@ -137,16 +137,16 @@ def python_of(options, name: str) -> pathlib.Path:
     return environment_for(name, options.environments, options.device)
 
 
-def run(options) -> tuple[list[Result], list[Requirement]]:
+def run(options) -> Iterator[Part]:
     """Measures all sides of all cases, the sides of a case in turn."""
     # Ended from outside, it must still end the sides, which stand still.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    results, requirements, pythons = [], [], {}
+    pythons = {}
     for name in input_sides.SIDES:
         try:
             pythons[name] = python_of(options, name)
         except RuntimeError as error:
-            results.append(Result("not run", name, "", [], note=str(error)))
+            yield [Result("not run", name, "", [], note=str(error))], []
     images, batch = (8, 4) if options.quick else (IMAGES, BATCH)
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
@@ -154,10 +154,8 @@ def run(options) -> tuple[list[Result], list[Requirement]]:
         print(f"{images} JPEG files of {mean / 1024:.0f} KiB on average", file=sys.stderr)
         for about, size, layers, magnitude, twice in CASES[:1] if options.quick else CASES:
             case = Case(size, batch, layers, magnitude, twice, options.seed)
-            found = _one_case(options, about, case, folder, pythons)
-            results += found
-            requirements += _requirements(about, found)
-    return results, requirements
+            results = _one_case(options, about, case, folder, pythons)
+            yield results, _requirements(about, results)
 
 
 def _one_case(options, about: str, case: Case, folder: pathlib.Path, pythons: dict[str, pathlib.Path]) -> list[Result]:

@@ -16,12 +16,13 @@ Seconds of a step stand beside them; ours without and with `remat` take turns.
 import dataclasses
 import math
 import statistics
+from collections.abc import Iterator
 
 import numpy as np
 
 from benchmarks import parameters
 from benchmarks.protocol import Process, SideError, Sides, in_turn
-from benchmarks.results import Requirement, Result, main
+from benchmarks.results import Part, Requirement, Result, main
 from benchmarks.sides import memory_side
 
 CASES = (
@@ -46,20 +47,20 @@ class _Measured:
     tensors_above: float
 
 
-def run(options) -> tuple[list[Result], list[Requirement]]:
+def run(options) -> Iterator[Part]:
     """Measures all cases."""
-    results, requirements = [], []
     with Sides(options) as sides:
         for model, size, batch in QUICK if options.quick else CASES:
             found = _case(options, sides, model, size, batch)
             title = f"training step, {model}, {size} x {size}, batch {batch}"
+            results, requirements = [], []
             for name, each in found.items():
                 results += _rows(title, name, each)
             if (model, size, batch) == REMAT_CASE:
                 requirements += _remat(title, found)
             requirements += _beside_timm(title, found)
-        results += sides.remarks()
-    return results, [] if options.quick else requirements
+            yield results, [] if options.quick else requirements
+        yield sides.remarks(), []
 
 
 def _case(options, sides: Sides, model: str, size: int, batch: int) -> dict[str, _Measured]:

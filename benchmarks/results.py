@@ -65,6 +65,10 @@ class Requirement:
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
 
+Part = tuple[list[Result], list[Requirement]]
+"""What one case of a suite gave; a suite yields one after the other."""
+
+
 def matrix_rates(results: Iterable[Result]) -> dict[str, float]:
     """The best rate of matrix products that any library reached, for each precision, in operations a second.
 
@@ -180,4 +184,8 @@ def main(run: Callable) -> None:
     """Runs one suite from the command line and prints its tables."""
     parser = argparse.ArgumentParser()
     add_options(parser)
-    print(report(*run(parser.parse_args())))
+    results, requirements = [], []
+    for part in run(parser.parse_args()):
+        results += part[0]
+        requirements += part[1]
+    print(report(results, requirements))

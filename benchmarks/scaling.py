@@ -14,10 +14,11 @@ turn, at the same global batch.
 import dataclasses
 import os
 import statistics
+from collections.abc import Iterator
 
 from benchmarks import parameters
 from benchmarks.protocol import Process, SideError, Sides, in_turn
-from benchmarks.results import Requirement, Result, main
+from benchmarks.results import Part, Requirement, Result, main
 from benchmarks.sides.networks import way
 
 NETWORKS = ("nfnet_f0", "nfnet_f1", "nfnet_f2", "nfnet_f3")
@@ -27,19 +28,16 @@ GROWTH = 1.05
 SPREAD_SIZE, SPREAD_BATCH, REPLICAS, SPREAD_COST = 128, 16, 2, 1.2
 
 
-def run(options) -> tuple[list[Result], list[Requirement]]:
+def run(options) -> Iterator[Part]:
     """Measures growth with the network, and the cost of two devices."""
     with Sides(options) as sides:
-        results, requirements = [], []
         base = _base(sides)
         for kind, title in (("predict_on_batch", "forward"), ("train_on_batch", "training step")):
-            found, required = _growth(sides, kind, title, base)
-            results += found
-            requirements += required
-        found, required = _spread(sides)
-        results += [*found, *sides.remarks()]
-        requirements += required
-    return results, [] if options.quick else requirements
+            results, requirements = _growth(sides, kind, title, base)
+            yield results, [] if options.quick else requirements
+        results, requirements = _spread(sides)
+        yield results, [] if options.quick else requirements
+        yield sides.remarks(), []
 
 
 def _base(sides: Sides) -> float:

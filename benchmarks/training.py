@@ -10,12 +10,13 @@ be the same; the later ones are only told, since timm clips gains element by ele
 
 import dataclasses
 import statistics
+from collections.abc import Iterator
 
 import numpy as np
 
 from benchmarks import parameters
 from benchmarks.protocol import Process, SideError, Sides, in_turn
-from benchmarks.results import Requirement, Result, main, matrix_rates
+from benchmarks.results import Part, Requirement, Result, main, matrix_rates
 from benchmarks.sides import Way, authors_side, kecam_side, ours, timm_side
 
 MODEL, SIZE = "timm_dm_nfnet_f0", 192
@@ -40,33 +41,32 @@ class _Started:
         return self.process.way
 
 
-def run(options) -> tuple[list[Result], list[Requirement]]:
+def run(options) -> Iterator[Part]:
     """Measures steps at both batch sizes, and what AGC costs."""
     model, size = ("timm_test_nfnet", 64) if options.quick else (MODEL, SIZE)
-    results, requirements = [], []
     with Sides(options) as sides:
         weights = sides.folder / "weights.safetensors"
         multiply_adds = sides.draw(model, size, 1000, weights)
         if multiply_adds is None:
-            return sides.remarks(), []
+            yield sides.remarks(), []
+            return
         given = {"model": model, "size": size, "classes": 1000, "weights": str(weights)}
         given["learning_rate"] = LEARNING_RATE
         seconds = None
         batches = BATCHES[:1] if options.quick else BATCHES
         for batch in batches:
             case = _Batch(options, sides, given, batch, 6 * multiply_adds * batch)
-            results += case.measure()
-            requirements += case.requirements()
+            results = case.measure()
+            # With `quick` nothing is large enough to be held against a bound.
+            yield results, [] if options.quick else case.requirements()
             # The smallest batch comes last: there AGC is most of a step, so its seconds are known best.
             seconds = case.cost()
         batch = 16 if options.quick else 32
         if options.device == "cpu" and seconds is not None:
             large = _Batch(options, sides, given, batch, 6 * multiply_adds * batch)
-            results += large.measure_ours()
-            requirements += large.share_of_cost(seconds, batches[-1])
-        results += sides.remarks()
-    # With `quick` nothing is large enough to be held against a bound.
-    return results, [] if options.quick else requirements
+            results = large.measure_ours()
+            yield results, [] if options.quick else large.share_of_cost(seconds, batches[-1])
+        yield sides.remarks(), []
 
 
 def all_ways(options, model: str) -> list[list[Way]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import gzip
 import importlib
 import json
@@ -251,7 +252,7 @@ def test_a_suite_that_fails_is_one_line_and_the_rest_goes_on(monkeypatch, tmp_pa
         raise RuntimeError("no such thing\nand more of it")
 
     def works(options):
-        return [Result("case", "ours", "s", [1.0]), Result("case", "peer", "s", [2.0, 3.0])], []
+        yield [Result("case", "ours", "s", [1.0]), Result("case", "peer", "s", [2.0, 3.0])], []
 
     monkeypatch.setitem(sys.modules, "benchmarks.inference", types.SimpleNamespace(run=broken))
     monkeypatch.setitem(sys.modules, "benchmarks.training", types.SimpleNamespace(run=works))
@@ -268,7 +269,7 @@ def test_a_suite_that_fails_is_one_line_and_the_rest_goes_on(monkeypatch, tmp_pa
 
 def test_a_side_that_did_not_run_makes_the_exit_status_one(monkeypatch, tmp_path):
     found = [Result("case", "ours", "s", [1.0]), Result("not run", "peer", "", [], note="why")]
-    monkeypatch.setitem(sys.modules, "benchmarks.training", types.SimpleNamespace(run=lambda options: (found, [])))
+    monkeypatch.setitem(sys.modules, "benchmarks.training", types.SimpleNamespace(run=lambda options: [(found, [])]))
     assert program.main(["training", "--out", str(tmp_path)]) == 1
 
 
@@ -313,6 +314,21 @@ def test_modules_have_what_others_take_from_them(path):
         module = taken.get(use.value.id)
         if isinstance(module, types.ModuleType):
             assert hasattr(module, use.attr), f"{path.name}:{use.lineno}: {use.value.id}.{use.attr}"
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError])
+def test_what_was_measured_is_written_before_a_suite_ends(monkeypatch, options, end):
+    def run(options):
+        yield [Result("first", "ours", "s", [1.0])], [Requirement("first: fast", 2.0, 1.0)]
+        raise end("in the second case")
+
+    monkeypatch.setitem(sys.modules, "benchmarks.toy", types.SimpleNamespace(run=run))
+    with contextlib.suppress(KeyboardInterrupt):
+        program.run_suites(["toy"], options)
+    values = json.loads((options.out / "values.json").read_text())
+    assert [each["case"] for each in values["results"]] == ["first"]
+    assert [each["holds"] for each in values["requirements"]] == [True]
+    assert len(values["failures"]) == (end is RuntimeError)
 
 
 @pytest.mark.slow
