@@ -1,5 +1,6 @@
 """A network on OpenVINO."""
 
+import functools
 import importlib
 import os
 import sys
@@ -57,8 +58,8 @@ def import_openvino():
 
     Example:
 
-    >>> import_openvino().Core().available_devices[0]
-    'CPU'
+    >>> import_openvino().__name__
+    'openvino'
     """
     if "openvino" in sys.modules or "openvino_telemetry" in sys.modules:
         return importlib.import_module("openvino")
@@ -67,6 +68,28 @@ def import_openvino():
         return importlib.import_module("openvino")
     finally:
         del sys.modules["openvino_telemetry"]
+
+
+@functools.cache
+def openvino_core():
+    """Returns OpenVINO's `Core`, one and the same for the whole process.
+
+    Where the processor has AMX, a `Core` puts a stack for signal handlers in place of that of the thread which it first
+    compiles in, and as it goes it puts the one before back and frees its own. When the first of two goes first, that of
+    the second puts back what was freed, and the next Ctrl-C ends the process by a segmentation fault.
+
+    Returns:
+        `openvino.Core`, never freed.
+
+    Raises:
+        ImportError: If OpenVINO is not installed.
+
+    Example:
+
+    >>> openvino_core().available_devices[0]
+    'CPU'
+    """
+    return import_openvino().Core()
 
 
 def openvino_options(dtype: str) -> dict:
@@ -215,7 +238,7 @@ def x86_vector_bits() -> int:
     >>> x86_vector_bits() in (0, 256, 512)
     True
     """
-    core = import_openvino().Core()
+    core = openvino_core()
     if "intel64" not in core.get_property("CPU", "DEVICE_ARCHITECTURE"):
         return 0
     # OpenVINO computes in bfloat16 on all that have AVX-512.
@@ -263,7 +286,7 @@ def _network(model: keras.Model):
     """Returns the folded network as OpenVINO's."""
     from nfnet_keras.exporting.operations import run_for
 
-    openvino = import_openvino()
+    core = openvino_core()  # imported here, before Keras imports OpenVINO with its telemetry
     folded = fold_weight_standardization(model, dtype="float32")
     inputs = keras.tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), folded._inputs_struct)
     network = keras.Model(inputs, run_for(folded, inputs, "openvino"))
@@ -271,7 +294,7 @@ def _network(model: keras.Model):
         path = os.path.join(folder, "model.xml")
         network.export(path, format="openvino", verbose=False)
         # Weights are mapped from the file, which must not be gone while they are needed.
-        return openvino.Core().read_model(path).clone()
+        return core.read_model(path).clone()
 
 
 def _compiled(network, shape: tuple, dtype: str) -> Callable:
@@ -289,7 +312,7 @@ def _compiled(network, shape: tuple, dtype: str) -> Callable:
     options = openvino_options(dtype)
     if parts > 1:
         options |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": parts}
-    compiled = import_openvino().Core().compile_model(network, "CPU", options)
+    compiled = openvino_core().compile_model(network, "CPU", options)
     requests = [compiled.create_infer_request() for _ in range(parts)]
 
     def run(images: np.ndarray) -> np.ndarray:

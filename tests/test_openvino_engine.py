@@ -132,6 +132,29 @@ def test_batches_of_all_sizes(cores, dtype, small_nfnet, monkeypatch):
     np.testing.assert_array_equal(first, kept)
 
 
+def test_ctrl_c_after_two_engines_is_an_interrupt(new_process):
+    # Where the processor has AMX, two `Core`s left the thread a stack for signal handlers that was freed memory.
+    code = """
+import gc, os, signal
+import nfnet_keras as nfk
+from nfnet_keras.openvino_engine import openvino_engine
+model = nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), classes=2)
+engines = [openvino_engine(model, "float32") for _ in range(2)]
+for engine in engines:
+    engine(np.zeros((1, 32, 32, 3), "float32"))
+del engine
+while engines:
+    del engines[0]
+    gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    report("nothing")
+except KeyboardInterrupt:
+    report("interrupted")
+"""
+    assert new_process(code) == "interrupted"
+
+
 def test_nothing_is_reported(new_process, tmp_path):
     code = """
 import os, sys

@@ -36,7 +36,7 @@ def image(channels: int, height: int, width: int = 5, batch: int = 2):
 
 
 def run(network, x: np.ndarray) -> list[np.ndarray]:
-    compiled = openvino.Core().compile_model(network, "CPU", engine.openvino_options("float32"))
+    compiled = engine.openvino_core().compile_model(network, "CPU", engine.openvino_options("float32"))
     return [np.array(each) for each in compiled(x).values()]
 
 

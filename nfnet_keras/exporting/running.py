@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nfnet_keras.layers.devices import usable_cores
-from nfnet_keras.openvino_engine import import_openvino, openvino_options
+from nfnet_keras.openvino_engine import openvino_core, openvino_options
 
 FORMATS = ("tf_saved_model", "onnx", "litert", "openvino")
 """The formats by Keras's names."""
@@ -131,7 +131,7 @@ def _onnx(path: str) -> Callable:
 
 
 def _openvino(path: str) -> Callable:
-    network = import_openvino().Core().compile_model(path, "CPU", openvino_options("float32"))
+    network = openvino_core().compile_model(path, "CPU", openvino_options("float32"))
     return lambda images: [np.array(output) for output in network([images]).values()]
 
 
