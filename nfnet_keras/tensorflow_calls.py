@@ -22,9 +22,10 @@ class TracedOnce:
     Args:
         forward: From tensors to a list of outputs and a list of what the gradient needs besides the arguments. It is
             pure: it reads no variable, and does the same at every call.
-        backward: From the list of arguments, the list of what was kept and the list of the outputs' gradients to the
-            list of the gradients by the first arguments; the others have none. What nothing asks for is not computed.
-            `None` for a function of which no gradient is taken.
+        backward: From the list of arguments, the list of what was kept, the list of the outputs' gradients and the
+            positions of the arguments whose gradients nothing asks for, to the list of the gradients by the first
+            arguments; the others have none. What nothing asks for is not computed. `None` for a function of
+            which no gradient is taken.
         plain: From tensors to the list of outputs, by operations that TensorFlow can derive as often as one likes.
             Second derivatives are those of this function. Defaults to what `forward` returns.
         jit_compile: Whether XLA compiles both. Defaults to `False`.
@@ -33,7 +34,7 @@ class TracedOnce:
 
     Example:
 
-    >>> square = TracedOnce(lambda x: ([x * x], []), lambda x, kept, upstream: [2 * x[0] * upstream[0]])
+    >>> square = TracedOnce(lambda x: ([x * x], []), lambda x, kept, upstream, skipped: [2 * x[0] * upstream[0]])
     >>> @tf.function
     ... def compute(x):
     ...     with tf.GradientTape() as tape:
@@ -146,13 +147,16 @@ class TracedOnce:
                 outputs = self._plain(*given)
             return wanted(tape.gradient(outputs, given, upstream, "zero"))[: derivative._counts[0]]
 
-        def second(tensors, _, upstream):
+        def second(tensors, kept, upstream, skipped):
             with tf.GradientTape() as tape:
                 tape.watch(tensors)
                 gradients = plain(*tensors)
             return tape.gradient(gradients, tensors, upstream, "zero")
 
-        derivative = TracedOnce(lambda *x: (wanted(self._backward(*split(x))), []), second, plain, self._jit)
+        def forward(*tensors):
+            return wanted(self._backward(*split(tensors), skipped)), []
+
+        derivative = TracedOnce(forward, second, plain, self._jit)
         return derivative
 
 

@@ -86,7 +86,9 @@ def _scaled(function: Callable) -> TracedOnce:
 
     derive = gradient_of(times, 1)
     return TracedOnce(
-        lambda x, factor: ([times(x, factor)], []), lambda x, kept, upstream: derive(*upstream, *x), jit_compile=True
+        lambda x, factor: ([times(x, factor)], []),
+        lambda x, kept, upstream, skipped: derive(*upstream, *x),
+        jit_compile=True,
     )
 
 

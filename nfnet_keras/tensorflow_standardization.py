@@ -16,6 +16,9 @@ from nfnet_keras.tensorflow_fusion import is_large
 # Added to the variance where a floor takes the place of it: too little to change a number above any floor.
 _TINY = 1e-30
 
+# Elements of a kernel from which on the order of its gradients matters for what a step holds at its peak.
+_HUGE = 2**22
+
 
 @dataclasses.dataclass(frozen=True)
 class Standardization:
@@ -81,9 +84,15 @@ def _standardized(standardization: Standardization, settings: CPUConvolution) ->
         weights, kept = standardization.forward(kernel, gain)
         return [convolution.forward(inputs, weights, bias)], kept
 
-    def backward(arguments, kept, upstream):
+    def backward(arguments, kept, upstream, skipped):
         inputs, kernel, gain, *bias = arguments
-        of_inputs, of_weights = convolution.gradient(inputs, standardization.again(kernel, gain, kept), *upstream)
+        weights = standardization.again(kernel, gain, kept)
+        of_inputs, of_weights = convolution.gradient(inputs, weights, *upstream)
+        if math.prod(kernel.shape) >= _HUGE and 0 not in skipped:
+            # Then the standardised kernel is free again: with it, its gradient and the kernel's are half of what a step
+            # with one image holds at its peak.
+            with tf.control_dependencies([of_inputs]):
+                _, of_weights = convolution.gradient(inputs, weights, *upstream)
         of_bias = [convolution.gradient_of_bias(*upstream)] if bias else []
         return [of_inputs, *standardization.gradient(kernel, gain, kept, of_weights), *of_bias]
 

@@ -1,5 +1,7 @@
 """What TensorFlow needs around a training step."""
 
+import contextlib
+import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -13,7 +15,8 @@ def building_ahead(model: keras.Model, train_function: Callable) -> Callable:
     """Makes a Keras training function create the optimizer's and the metrics' variables before it is traced.
 
     A `tf.function` that creates variables while it is traced is traced a second time, and each variable takes it
-    several times as long to create. For NFNet-F0 that is half of the time to the first step.
+    several times as long to create. For NFNet-F0 that is half of the time to the first step. After the first steps,
+    the memory that tracing and compiling needed goes back to the system.
 
     Args:
         model: A compiled, built model.
@@ -30,17 +33,29 @@ def building_ahead(model: keras.Model, train_function: Callable) -> Callable:
     >>> callable(building_ahead(model, model.make_train_function()))
     True
     """
+    ran = False
 
     def function(iterator):
+        nonlocal ran
         if isinstance(iterator, tf.data.Iterator):
             _build(model, iterator.element_spec)
         elif not isinstance(iterator, tf.distribute.DistributedIterator):
             first = next(iterator)
             _build(model, first)
             iterator = itertools.chain([first], iterator)
-        return train_function(iterator)
+        results = train_function(iterator)
+        if not ran:
+            ran = True
+            _give_back_memory()
+        return results
 
     return function
+
+
+def _give_back_memory() -> None:
+    # The C library would keep it: 30 MiB for NFNet-F0, 110 for F3. Only glibc has this function.
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _build(model: keras.Model, batch) -> None:

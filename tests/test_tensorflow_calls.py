@@ -19,7 +19,7 @@ def scaled_product(jit_compile: bool = False):
         traced.append("forward")
         return [(x @ w) * factor, tf.reduce_sum(x)], [tf.transpose(w)]
 
-    def backward(arguments, kept, upstream):
+    def backward(arguments, kept, upstream, skipped):
         traced.append("backward")
         x, _, factor = arguments
         of_x = upstream[0] @ kept[0] * factor + upstream[1] * tf.ones_like(x)
@@ -170,7 +170,7 @@ def test_second_and_third_derivatives(plain):
         product = tf.exp(x * y)
         return [product], [product]
 
-    def backward(arguments, kept, upstream):
+    def backward(arguments, kept, upstream, skipped):
         x, y = arguments
         return [upstream[0] * kept[0] * y, upstream[0] * kept[0] * x]
 

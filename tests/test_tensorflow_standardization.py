@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from nfnet_keras.layers import WSConv2D
+from nfnet_keras.layers.grouped_conv2d import CPUConvolution
 from nfnet_keras.layers.ws_conv2d import _floor, _standardize_with_gradient
 
 tf = pytest.importorskip("tensorflow")
@@ -156,3 +157,33 @@ def test_a_frozen_kernel_has_no_gradient():
 def test_settings_tell_floor_from_addition():
     assert _floor((3, 3, 4, 6), 1e-4, None) == (1e-4, 0.0)
     assert _floor((3, 3, 4, 6), 1e-4, 1e-5) == (0.0, pytest.approx(36e-5))
+
+
+@pytest.mark.parametrize("needed", ["both", "kernel"])
+def test_the_largest_kernels_gradient_waits_until_its_standardised_kernel_is_free(monkeypatch, needed):
+    settings = CPUConvolution((1, 1), (1, 1), "same", (1, 1), 1, "channels_last", (0, 0))
+    way = standardization.by_operations(_standardize_with_gradient(1e-4, 0.0), 1.0)
+    x, kernel, gain = tf.random.stateless_normal((2, 3, 3, 4), (1, 2)), kernel_with([])[:1, :1], tf.ones(SHAPE[-1])
+
+    def gradients(huge):
+        monkeypatch.setattr(standardization, "_HUGE", huge)
+        function = standardization._standardized.__wrapped__(way, settings)
+
+        @tf.function
+        def compute(x, kernel):
+            with tf.GradientTape() as tape:
+                tape.watch([x, kernel] if needed == "both" else kernel)
+                loss = tf.reduce_sum(tf.sin(function(x, kernel, gain)[0]))
+            return tape.gradient(loss, [x, kernel] if needed == "both" else [kernel])
+
+        found = compute.get_concrete_function(x, kernel)
+        functions = found.graph.as_graph_def().library.function
+        waiting = [n.name for each in functions for n in each.node_def if any(i.startswith("^") for i in n.input)]
+        return found(x, kernel), waiting
+
+    ordered, waiting = gradients(1)
+    plain, none = gradients(100)
+    for a, b in zip(ordered, plain, strict=True):
+        np.testing.assert_array_equal(a, b)
+    # What nothing needs is not run, and must not be waited for either.
+    assert bool(waiting) == (needed == "both") and not none

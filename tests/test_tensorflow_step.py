@@ -47,6 +47,17 @@ def test_one_trace(way, optimizer):
     assert Counting.calls == 1
 
 
+def test_memory_goes_back_once_the_step_is_compiled(monkeypatch):
+    given = []
+    monkeypatch.setattr("nfnet_keras.tensorflow_step._give_back_memory", lambda: given.append(Counting.calls))
+    x, y = data()
+    model = make(Counting)
+    model.compile("sgd", "categorical_crossentropy")
+    Counting.calls = 0
+    model.fit(x, y, batch_size=4, epochs=2, verbose=0)
+    assert given == [1]
+
+
 def test_the_optimizer_is_built_before_the_first_trace_and_metrics_count_from_zero():
     x, y = data()
     model = make(nfk.NormalizerFreeModel)
