@@ -115,8 +115,15 @@ def test_means_stay_where_the_kernel_is_more_than_the_image():
     assert [n.input_value(0).get_shape()[1] for n in network.get_ops() if n.get_type_name() == "ReduceMean"] == [2000]
 
 
-@pytest.mark.parametrize("cores", [1, 2, 3])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("cores", "dtype"),
+    [
+        (2, "float32"),
+        (3, "float32"),
+        (2, "bfloat16"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, "float32"), (1, "bfloat16"), (3, "bfloat16"))),
+    ],
+)
 def test_batches_of_all_sizes(cores, dtype, small_nfnet, monkeypatch):
     monkeypatch.setattr(engine, "usable_cores", lambda: cores)
     run = engine.openvino_engine(small_nfnet(input_shape=(32, 32, 3)), dtype)

@@ -108,6 +108,7 @@ def test_the_saved_model_holds_the_averaged_weights(finished):
         np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (variable, kept)))
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_run_and_another_seed_another(finished, tmp_path):
     folder, result = finished
     again = train(config(), tmp_path / "again", verbose=0)
