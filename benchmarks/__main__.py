@@ -88,8 +88,8 @@ def run_suites(names: list[str], options: argparse.Namespace) -> Outcome:
         except Exception as error:
             traceback.print_exc()
             outcome.failures.append(f"{name}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+            write(outcome, options.out)
         print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-        write(outcome, options.out)
     return outcome
 
 

@@ -36,7 +36,7 @@ def run(options) -> Iterator[Part]:
         yield [each for each in sides.remarks() if "authors" not in each.case + each.side], []
 
 
-def _one_case(sides: Sides, model: str, size: int, repeats: int) -> tuple[list[Result], list[Requirement]]:
+def _one_case(sides: Sides, model: str, size: int, repeats: int) -> Part:
     options, title = sides.options, f"exported, {model}, {size} x {size}, batch 1"
     weights = sides.folder / f"{model}.safetensors"
     classes = CLASSES.get(model, 1000)

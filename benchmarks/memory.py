@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import parameters
 from benchmarks.protocol import Process, SideError, Sides, in_turn
-from benchmarks.results import Part, Requirement, Result, main
+from benchmarks.results import Part, Requirement, Result, main, unless_quick
 from benchmarks.sides import memory_side
 
 CASES = (
@@ -59,7 +59,7 @@ def run(options) -> Iterator[Part]:
             if (model, size, batch) == REMAT_CASE:
                 requirements += _remat(title, found)
             requirements += _beside_timm(title, found)
-            yield results, [] if options.quick else requirements
+            yield results, unless_quick(options, requirements)
         yield sides.remarks(), []
 
 

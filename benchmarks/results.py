@@ -69,6 +69,11 @@ Part = tuple[list[Result], list[Requirement]]
 """What one case of a suite gave; a suite yields one after the other."""
 
 
+def unless_quick(options: argparse.Namespace, requirements: list[Requirement]) -> list[Requirement]:
+    """Returns requirements, or none with `--quick`: there nothing is large enough to be held against a bound."""
+    return [] if options.quick else requirements
+
+
 def matrix_rates(results: Iterable[Result]) -> dict[str, float]:
     """The best rate of matrix products that any library reached, for each precision, in operations a second.
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from benchmarks import parameters
 from benchmarks.protocol import Process, SideError, Sides, in_turn
-from benchmarks.results import Part, Requirement, Result, main
+from benchmarks.results import Part, Requirement, Result, main, unless_quick
 from benchmarks.sides.networks import way
 
 NETWORKS = ("nfnet_f0", "nfnet_f1", "nfnet_f2", "nfnet_f3")
@@ -34,9 +34,9 @@ def run(options) -> Iterator[Part]:
         base = _base(sides)
         for kind, title in (("predict_on_batch", "forward"), ("train_on_batch", "training step")):
             results, requirements = _growth(sides, kind, title, base)
-            yield results, [] if options.quick else requirements
+            yield results, unless_quick(options, requirements)
         results, requirements = _spread(sides)
-        yield results, [] if options.quick else requirements
+        yield results, unless_quick(options, requirements)
         yield sides.remarks(), []
 
 
@@ -59,7 +59,7 @@ class _Measured:
     memory: float
 
 
-def _growth(sides: Sides, kind: str, title: str, base: float) -> tuple[list[Result], list[Requirement]]:
+def _growth(sides: Sides, kind: str, title: str, base: float) -> Part:
     options = sides.options
     size, batch = (32, 1) if options.quick else (SIZE, BATCH)
     path = sides.folder / f"growth-{size}-{batch}.npz"
@@ -112,7 +112,7 @@ def _multiply_adds(name: str, size: int) -> int:
         return multiply_adds(nfk.create_model(name, weights=None), (size, size, 3))
 
 
-def _spread(sides: Sides) -> tuple[list[Result], list[Requirement]]:
+def _spread(sides: Sides) -> Part:
     options = sides.options
     if options.device != "cpu":
         return [], []

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from benchmarks import parameters
 from benchmarks.protocol import ROOT, SideError, Sides
-from benchmarks.results import Part, Requirement, Result, main
+from benchmarks.results import Part, Requirement, Result, main, unless_quick
 from benchmarks.sides.networks import way
 
 IMPORT_SECONDS, PREDICT_SECONDS = 0.3, 4.0
@@ -40,7 +40,7 @@ print(json.dumps([loaded - began, time.perf_counter() - loaded]))
 def run(options) -> Iterator[Part]:
     """Measures the four waits."""
     results, requirements = _imports(1 if options.quick else options.rounds)
-    yield results, [] if options.quick else requirements
+    yield results, unless_quick(options, requirements)
     with Sides(options) as sides:
         steps = (("nfnet_tiny", 32, 10.0),) if options.quick else STEPS
         for model, size, bound in steps:
@@ -48,21 +48,21 @@ def run(options) -> Iterator[Part]:
             rounds = 1 if options.quick else min(options.rounds, 2 if bound > 10 else 3)
             results, first = _first_and_later(sides, "train_on_batch", model, size, rounds)
             name = f"first training step, {model}, {size} x {size}, seconds"
-            yield results, _held(options, name, first, bound)
+            yield results, unless_quick(options, _at_most(name, first, bound))
         model, size, _ = steps[0] if options.quick else ("nfnet_f0", 256, None)
         rounds = 1 if options.quick else min(options.rounds, 3)
         results, first = _first_and_later(sides, "predict", model, size, rounds)
         name = f"first predict, {model}, {size} x {size}, seconds"
-        yield results, _held(options, name, first, PREDICT_SECONDS)
+        yield results, unless_quick(options, _at_most(name, first, PREDICT_SECONDS))
         yield _command_line(sides, model, size, rounds), []
         yield sides.remarks(), []
 
 
-def _held(options, name: str, seconds: float | None, bound: float) -> list[Requirement]:
-    return [] if options.quick or not seconds else [Requirement(name, seconds, bound, at_most=True)]
+def _at_most(name: str, seconds: float | None, bound: float) -> list[Requirement]:
+    return [Requirement(name, seconds, bound, at_most=True)] if seconds else []
 
 
-def _imports(rounds: int) -> tuple[list[Result], list[Requirement]]:
+def _imports(rounds: int) -> Part:
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", _IMPORTS]
     found = []
