@@ -27,13 +27,10 @@ PORTABLE := tests/layers tests/optimizers tests/test_model.py tests/test_sam.py 
 LATER := tests/test_remat.py tests/test_folding.py tests/diagnostics tests/exporting \
 	tests/applications/test_nfnet.py tests/applications/test_battery.py
 
-# These take a quarter of an hour and seven minutes, each on one core; begun last, they would be waited for.
-LONGEST := tests/training/test_kill.py tests/training/test_run.py
-
 slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(SPREAD) --dist loadfile --no-loadscope-reorder -m slow $(LONGEST) tests $(ARGS)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -m slow tests/applications/test_parity.py $(ARGS)
-	KERAS_BACKEND=torch $(BIN)/python -m pytest $(SPREAD) --dist loadfile -m slow tests/applications $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) --dist loadfile --no-loadscope-reorder -m slow tests $(ARGS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SPREAD) --dist worksteal -m slow tests/applications/test_parity.py $(ARGS)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest $(SPREAD) --dist worksteal -m slow tests/applications $(ARGS)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SPREAD) --dist worksteal -m "not slow" $(LATER) $(ARGS)
 	KERAS_BACKEND=torch $(BIN)/python -m pytest $(SPREAD) --dist worksteal -m "not slow" $(LATER) $(ARGS)
 

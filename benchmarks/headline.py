@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from benchmarks import parameters
 from benchmarks.protocol import Sides, in_turn
 from benchmarks.results import Part, Result, main
-from benchmarks.sides.networks import EFFICIENTNET, way
+from benchmarks.sides.networks import EFFICIENTNET, SMALL_EFFICIENTNET, way
 
 BATCH = 1
 MODELS = (("nfnet_f1", 224, "ours, NFNet-F1"), (EFFICIENTNET, 600, "keras.applications, EfficientNet-B7"))
@@ -32,7 +32,7 @@ def _in_turn(sides: Sides, kind: str, case: str) -> list[Result]:
     options, processes, sizes = sides.options, [], {}
     for model, size, name in MODELS:
         if options.quick:
-            model, size = ("nfnet_tiny", 32) if model != EFFICIENTNET else (model, 64)
+            model, size = (SMALL_EFFICIENTNET, 64) if model == EFFICIENTNET else ("nfnet_tiny", 32)
         process = sides.start(way(name), kind, model=model, size=size, seed=options.seed)
         if process is None:
             continue

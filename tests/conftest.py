@@ -24,6 +24,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 
+# Each takes many minutes on one core; begun last, it would be waited for.
+LONGEST = ("training/test_kill.py", "training/test_run.py", "test_backends.py", "training/test_strategies.py")
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(os.path.relpath(item.path, Path(__file__).parent), len(LONGEST)))
+
 
 @pytest.fixture(autouse=True)
 def _fixed_seeds():

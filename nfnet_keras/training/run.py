@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 
 from nfnet_keras import data, distribution
-from nfnet_keras.training.averaging import average_pairs
+from nfnet_keras.training.averaging import average_pairs, averaged_weights
 from nfnet_keras.training.building import compile_model, enter_phase, new_model
 from nfnet_keras.training.curves import plot_curves
 from nfnet_keras.training.errors import TrainingError, explained
@@ -298,7 +298,10 @@ class _Run:
             KeyboardInterrupt: If a stop was asked for; `finish` begins anew the next time.
         """
         model = self.model
+        # Both before the network is compiled without its optimizer: TensorFlow would trace the evaluation anew.
         raw = self._evaluated()
+        with averaged_weights(model):
+            held_out = self._evaluated()
         pairs = average_pairs(model.optimizer)
         averages = [keras.ops.convert_to_numpy(average) for _, average in pairs]
         variables = [variable for variable, _ in pairs]
@@ -309,7 +312,6 @@ class _Run:
             self.folder.save_model(RAW_MODEL, model)
             for variable, average in zip(variables, averages, strict=True):
                 variable.assign(average)
-            held_out = self._evaluated()
             self.folder.save_model(MODEL, model)
             rows = self.folder.read_table()
             metrics = self._metrics(rows, raw, held_out)
