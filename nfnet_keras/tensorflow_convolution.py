@@ -145,12 +145,13 @@ def _of_one(options: dict) -> tuple[Callable, Callable]:
     def gradient(inputs, kernel, upstream):
         sizes = inputs.shape if inputs.shape.is_fully_defined() else tf.shape(inputs)
         of_inputs = tf.raw_ops.Conv2DBackpropInput(input_sizes=sizes, filter=kernel, out_backprop=upstream, **options)
-        if inputs.dtype == tf.float16:
-            # oneDNN has only its reference for this one in float16, which takes a hundred times as long.
-            inputs, upstream = tf.cast(inputs, tf.float32), tf.cast(upstream, tf.float32)
-        return of_inputs, tf.raw_ops.Conv2DBackpropFilter(
-            input=inputs, filter_sizes=kernel.shape, out_backprop=upstream, **options
+        # oneDNN has only its reference for the kernel's in float16, which takes a hundred times as long.
+        wide = tf.float32 if inputs.dtype == tf.float16 else inputs.dtype
+        of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+            input=tf.cast(inputs, wide), filter_sizes=kernel.shape, out_backprop=tf.cast(upstream, wide), **options
         )
+        # What is too large for float16 has to overflow, or a loss scale would not come down.
+        return of_inputs, tf.cast(of_kernel, inputs.dtype)
 
     return forward, gradient
 

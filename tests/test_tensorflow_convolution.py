@@ -60,19 +60,15 @@ def test_gradient_of_a_bias_is_not_summed_in_half_precision(dtype, smallest, dat
     assert compute(x).numpy().tolist() == [4 * 64 * 64] * 4
 
 
+@pytest.mark.parametrize(("value", "expected"), [(1.0, 3600.0), (20.0, np.inf)])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_gradient_of_a_kernel_is_not_summed_in_float16(groups):
-    found = convolution.convolution_for(
-        CPUConvolution((3, 3), (1, 1), "valid", (1, 1), groups, "channels_last", (0, 0))
-    )
-    x, upstream = (
-        tf.fill((4, 32, 32, 4), tf.constant(8, tf.float16)),
-        tf.fill((4, 30, 30, 6), tf.constant(16, tf.float16)),
-    )
-    of_inputs, of_kernel = found.gradient(x, tf.ones((3, 3, 4 // groups, 6)), upstream)
-    assert of_inputs.dtype == tf.float16
-    # The largest number in float16 is 65504.
-    assert np.unique(of_kernel).tolist() == [8 * 16 * 4 * 30 * 30]
+def test_gradient_of_a_kernel_in_float16(groups, value, expected):
+    settings = CPUConvolution((3, 3), (1, 1), "valid", (1, 1), groups, "channels_last", (0, 0))
+    x, upstream = tf.fill((4, 32, 32, 4), tf.constant(value, tf.float16)), tf.ones((4, 30, 30, 6), tf.float16)
+    found = convolution.convolution_for(settings).gradient(x, tf.ones((3, 3, 4 // groups, 6)), upstream)
+    assert [gradient.dtype for gradient in found] == [tf.float16, tf.float32]
+    # The largest number in float16 is 65504; a loss scale comes down by what overflows.
+    assert np.unique(found[1]).tolist() == [expected]
 
 
 TRAIN = """
