@@ -2,17 +2,17 @@
 
 import os
 
+from tests import quick_jax
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # The tests' tolerances are those of float32 arithmetic on a CPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ.get("KERAS_BACKEND") == "jax":
-    # JAX compiles every operation that runs outside of a function; here that is most of the time. Half of it is saved.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-    # And what one worker compiled, the other need not.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "../.pytest_cache/jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # JAX compiles every operation that runs outside of a function; here that is most of the time.
+    shared = quick_jax.cache(os.path.join(os.path.dirname(__file__), "../.pytest_cache/jax"))
+    for name, value in {"XLA_FLAGS": quick_jax.XLA_FLAGS, **shared}.items():
+        os.environ.setdefault(name, value)
 
 import functools
 import json

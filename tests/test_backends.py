@@ -14,6 +14,8 @@ import pytest
 import seeded
 from judge import error
 
+from tests import quick_jax
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts processes of its own for every backend"),
@@ -22,14 +24,12 @@ pytestmark = [
 HERE = Path(__file__).parent
 BACKENDS = ("tensorflow", "jax", "torch")
 PAIRS = list(itertools.permutations(BACKENDS, 2))
-# JAX spends its time on compiling: little optimization, and nothing is compiled twice in the two processes.
+# Nothing is compiled twice in the two processes of JAX.
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "-1",
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": "jax_cache",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": quick_jax.XLA_FLAGS,
+    **quick_jax.cache("jax_cache"),
 }
 
 # What a process does with a kind of network. The last two are held against the first.

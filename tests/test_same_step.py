@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import pytest
 
+from tests import quick_jax
+
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="the programs choose their backends themselves: once is enough"
@@ -83,8 +85,7 @@ JAX = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
 
 
 def eight_devices() -> dict:
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return {**JAX, "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {quick}"}
+    return {**JAX, "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {quick_jax.XLA_FLAGS}"}
 
 
 def setting(label: str, cases: dict, after=(), **entry) -> dict:

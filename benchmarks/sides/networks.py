@@ -11,7 +11,7 @@ from benchmarks.sides.ours import versions
 from benchmarks.sides.serving import Side, serve
 
 # By its name in keras.applications; the small one is for a run that only shows that everything works.
-EFFICIENTNET, SMALL_EFFICIENTNET = "EfficientNetB7", "EfficientNetB0"
+EFFICIENTNETS = EFFICIENTNET, SMALL_EFFICIENTNET = "EfficientNetB7", "EfficientNetB0"
 
 
 def way(name: str, **options) -> Way:
@@ -27,7 +27,7 @@ def _make(request: dict):
 
     keras.utils.set_random_seed(request["seed"])
     shape = (request["size"], request["size"], 3)
-    if request["model"] in (EFFICIENTNET, SMALL_EFFICIENTNET):
+    if request["model"] in EFFICIENTNETS:
         return getattr(keras.applications, request["model"])(weights=None, input_shape=shape, classes=1000)
     return nfk.create_model(request["model"], weights=None, input_shape=shape, classes=1000)
 
@@ -36,7 +36,7 @@ def _compile(model, request: dict) -> None:
     """Compiles a network with the authors' optimizer; EfficientNet trains without AGC."""
     import nfnet_keras as nfk
 
-    if request["model"] in (EFFICIENTNET, SMALL_EFFICIENTNET):
+    if request["model"] in EFFICIENTNETS:
         # As this package compiles its own on a CPU: as a graph.
         jit_compile = False if request["device"] == "cpu" else "auto"
         optimizer = nfk.optimizers.SGD_AGC(0.01, clip_factor=None)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import nfnet_keras  # noqa: F401 (registers the classes of the saved models)
+from tests import quick_jax
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -96,10 +97,8 @@ def test_accumulation(one, tmp_path):
 def test_data_parallel(tmp_path):
     # One seed draws other weights on another backend.
     jax = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    # Compiling takes most of the time, and half of it is saved.
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    four = f"{quick} --xla_force_host_platform_device_count=4"
-    end(start(tmp_path / "one", "one", **jax, XLA_FLAGS=quick))
+    four = f"{quick_jax.XLA_FLAGS} --xla_force_host_platform_device_count=4"
+    end(start(tmp_path / "one", "one", **jax, XLA_FLAGS=quick_jax.XLA_FLAGS))
     end(start(tmp_path / "four", "data_parallel", **jax, XLA_FLAGS=four))
     assert_same_run(tmp_path / "one", tmp_path / "four")
     assert json.loads((tmp_path / "four" / "metrics.json").read_text())["replicas"] == 4
