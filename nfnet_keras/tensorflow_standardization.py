@@ -12,6 +12,7 @@ from nfnet_keras.tensorflow_ahead import compiled
 from nfnet_keras.tensorflow_calls import TracedOnce, gradient_of
 from nfnet_keras.tensorflow_convolution import convolution_for, uses_onednn
 from nfnet_keras.tensorflow_fusion import is_large
+from nfnet_keras.tensorflow_step import shares_processor
 
 # Added to the variance where a floor takes the place of it: too little to change a number above any floor.
 _TINY = 1e-30
@@ -49,7 +50,7 @@ def convolve_standardized(standardization: Standardization, settings: CPUConvolu
     """Convolves with a kernel that is standardised first, and keeps nothing but inputs and kernel for the gradient.
 
     The standardised kernel is computed again on the way back, right before it is used: kept, those of all layers are a
-    second copy of the network.
+    second copy of the network. Replicas that share a processor keep it: each would compute all kernels again.
 
     Args:
         standardization: Of the kernel.
@@ -73,20 +74,20 @@ def convolve_standardized(standardization: Standardization, settings: CPUConvolu
     TensorShape([1, 4, 4, 3])
     """
     arguments = [inputs, kernel, gain] + ([] if bias is None else [bias])
-    return _standardized(standardization, settings)(*arguments)[0]
+    return _standardized(standardization, settings, shares_processor())(*arguments)[0]
 
 
 @functools.cache
-def _standardized(standardization: Standardization, settings: CPUConvolution) -> TracedOnce:
+def _standardized(standardization: Standardization, settings: CPUConvolution, keeps: bool) -> TracedOnce:
     convolution = convolution_for(settings)
 
     def forward(inputs, kernel, gain, bias=None):
         weights, kept = standardization.forward(kernel, gain)
-        return [convolution.forward(inputs, weights, bias)], kept
+        return [convolution.forward(inputs, weights, bias)], [*kept, weights] if keeps else kept
 
     def backward(arguments, kept, upstream, skipped):
         inputs, kernel, gain, *bias = arguments
-        weights = standardization.again(kernel, gain, kept)
+        weights = kept.pop() if keeps else standardization.again(kernel, gain, kept)
         of_inputs, of_weights = convolution.gradient(inputs, weights, *upstream)
         if math.prod(kernel.shape) >= _HUGE and 0 not in skipped:
             # Then the standardised kernel is free again: with it, its gradient and the kernel's are half of what a step

@@ -142,10 +142,9 @@ def on_the_sum(tensors: list, function: Callable) -> list:
     """
 
     def run(strategy, tensors):
-        first = strategy.extended.worker_devices[0]
-        sums = strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, [(each, first) for each in tensors])
-        with tf.device(first):
-            return function(list(sums))
+        # Not by the strategy: its way may be one for devices that do not share their memory, and costs several copies.
+        with tf.device(strategy.extended.worker_devices[0]):
+            return function([tf.add_n(strategy.experimental_local_results(each)) for each in tensors])
 
     return list(tf.distribute.get_replica_context().merge_call(run, args=(tensors,)))
 

@@ -1,5 +1,7 @@
 """Weight standardization as TensorFlow trains it on a CPU: the numbers of the plain one, whatever computes it."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -167,7 +169,7 @@ def test_the_largest_kernels_gradient_waits_until_its_standardised_kernel_is_fre
 
     def gradients(huge):
         monkeypatch.setattr(standardization, "_HUGE", huge)
-        function = standardization._standardized.__wrapped__(way, settings)
+        function = standardization._standardized.__wrapped__(way, settings, False)
 
         @tf.function
         def compute(x, kernel):
@@ -187,3 +189,27 @@ def test_the_largest_kernels_gradient_waits_until_its_standardised_kernel_is_fre
         np.testing.assert_array_equal(a, b)
     # What nothing needs is not run, and must not be waited for either.
     assert bool(waiting) == (needed == "both") and not none
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_standardised_kernel_is_kept_or_computed_again(keeps):
+    settings = CPUConvolution((3, 3), (1, 1), "same", (1, 1), 1, "channels_last", (0, 0))
+    way = standardization.by_operations(_standardize_with_gradient(1e-4, 0.0), 1.0)
+    again = []
+    counting = dataclasses.replace(way, again=lambda *given: again.append(1) or way.again(*given))
+    x, kernel, gain = tf.random.stateless_normal((2, 5, 5, SHAPE[2]), (1, 2)), kernel_with([]), tf.ones(SHAPE[-1])
+
+    def gradients(function):
+        def compute(x, kernel, gain):
+            with tf.GradientTape() as tape:
+                tape.watch([x, kernel, gain])
+                loss = tf.reduce_sum(tf.sin(function(x, kernel, gain)[0]))
+            return tape.gradient(loss, [x, kernel, gain])
+
+        return tf.function(compute)(x, kernel, gain)
+
+    found = gradients(standardization._standardized.__wrapped__(counting, settings, keeps))
+    assert bool(again) != keeps
+    plain = gradients(lambda x, kernel, gain: [settings(x, way.plain(kernel, gain))])
+    for a, b in zip(found, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -143,6 +143,8 @@ for kind, (build, make, options) in kinds.items():
         watched = list(nfk.optimizers.clipping_report(model).values())
         watched = [float(value) for stage in watched for value in stage.values()]
         outcomes.append((model.get_weights(), history["agc_clipped"][0], history["loss"][0], watched))
+        step = tf.function(lambda batch: strategy.run(model.train_step, (batch,))).get_concrete_function((x, y))
+        types = [operation.type for operation in step.graph.get_operations()]
     (one, share, loss, watched), (two, share2, loss2, watched2) = outcomes
     result[kind] = {
         "difference": max(float(np.max(np.abs(a - b))) for a, b in zip(one, two)),
@@ -150,6 +152,7 @@ for kind, (build, make, options) in kinds.items():
         "shares": [float(share), float(share2)],
         "losses": [float(loss), float(loss2)],
         "watched": [watched, watched2],
+        "sums": [sum("Collective" in each for each in types), types.count("AddN")],
     }
 report(result)
 """
@@ -165,6 +168,8 @@ def test_two_devices_are_one(new_process):
         assert got["shares"][1] == pytest.approx(got["shares"][0], abs=1e-3), (kind, got)
         assert got["watched"][1] == pytest.approx(got["watched"][0], rel=1e-3, abs=1e-6), (kind, got)
         assert got["losses"][1] == pytest.approx(got["losses"][0], rel=1e-4), (kind, got)
+        # Devices that share a processor share its memory: no gradient takes TensorFlow's way between machines.
+        assert got["sums"][0] == 0 and got["sums"][1] >= 5, (kind, got)
 
 
 def kernels_waited_for(layers: int) -> list[int]:
