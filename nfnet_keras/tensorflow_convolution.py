@@ -157,12 +157,14 @@ def _of_one(options: dict) -> tuple[Callable, Callable]:
 
 
 def _of_groups(groups: int, options: dict) -> tuple[Callable, Callable]:
-    """A grouped convolution whose gradient is one operation a group: that of the grouped one is several times slower.
+    """A grouped convolution: one operation with oneDNN, forward and back, one a group without it.
 
-    Forward, the grouped operation is the faster one with oneDNN. Without it, TensorFlow would make one operation of the
-    convolution and of the bias behind it, and this operation refuses groups.
+    Without it, TensorFlow would make one operation of the convolution and of the bias behind it, which refuses groups,
+    and the gradient of the grouped one is several times slower.
     """
     convolve, derive = _of_one(options)
+    # oneDNN loses a fifth of the kernel's gradient where two groups stride.
+    at_once = groups > 2 or max(options["strides"]) == 1
 
     def forward(inputs, kernel, bias):
         if uses_onednn():
@@ -171,6 +173,8 @@ def _of_groups(groups: int, options: dict) -> tuple[Callable, Callable]:
         return _with_bias(tf.concat([convolve(x, w, None) for x, w in pairs], -1), bias)
 
     def gradient(inputs, kernel, upstream):
+        if at_once and uses_onednn():
+            return derive(inputs, kernel, upstream)
         parts = (tf.split(tensor, groups, -1) for tensor in (inputs, kernel, upstream))
         of_inputs, of_kernel = zip(*(derive(*each) for each in zip(*parts, strict=True)), strict=True)
         return tf.concat(of_inputs, -1), tf.concat(of_kernel, -1)
