@@ -8,6 +8,7 @@ only calls it. `tf.custom_gradient` would put a dozen operations around each use
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import tensorflow as tf
 
@@ -31,6 +32,10 @@ class TracedOnce:
         jit_compile: Whether XLA compiles both. Defaults to `False`.
         optimized: Whether TensorFlow optimizes the graph of the forward function: some hundredths of a second, well
             spent where it makes one operation of two. Defaults to `False`.
+        gradients: `"together"`: one operation gives all gradients, and what comes behind waits for all. `"apart"`: that
+            by the first argument has an operation of its own, and what needs only this one goes on meanwhile. `"in
+            turn"`: it is computed before the others, and handed on when they are there too, so that less memory is
+            needed at a time. Defaults to `"together"`.
 
     Example:
 
@@ -52,8 +57,10 @@ class TracedOnce:
         plain: Callable | None = None,
         jit_compile: bool = False,
         optimized: bool = False,
+        gradients: Literal["together", "apart", "in turn"] = "together",
     ):
         self._forward, self._backward, self._jit, self._optimized = forward, backward, jit_compile, optimized
+        self._gradients = gradients
         self._plain = plain or (lambda *arguments: forward(*arguments)[0])
         self._traced: dict[tuple, Callable] = {}
         self._derivatives: dict[tuple, TracedOnce] = {}
@@ -122,17 +129,27 @@ class TracedOnce:
         else:
             tensors, arguments = list(call.inputs), len(call.inputs) - kept
         skipped = tuple(getattr(call, "skip_input_indices", None) or ())
-        if (arguments, skipped) not in self._derivatives:
-            self._derivatives[arguments, skipped] = self._derivative(arguments, skipped)
-        results = self._derivatives[arguments, skipped](*tensors, *upstream[:count])
-        wanted = [i for i in range(len(call.inputs)) if i not in skipped]
-        # The last arguments may be constants, which have none.
-        found = dict(zip(wanted, results, strict=False))
+        wanted = [i for i in range(arguments) if i not in skipped]
+        first = 0 if self._gradients == "together" else wanted.count(0)
+        in_turn, found = self._gradients == "in turn", {}
+        for part in filter(None, (wanted[:first], wanted[first:])):
+            derivative = self._derivative(arguments, tuple(i for i in range(arguments) if i not in part))
+            with tf.control_dependencies(list(found.values()) if in_turn else []):
+                results = derivative(*tensors, *upstream[:count])
+            # The last arguments may be constants, which have none.
+            found.update(zip(part, results, strict=False))
+        if in_turn and 0 in found:
+            with tf.control_dependencies(list(found.values())):
+                found[0] = tf.identity(found[0])
         return [found.get(i) for i in range(len(call.inputs))]
 
-    def _derivative(self, arguments: int, skipped: Sequence[int]) -> "TracedOnce":
+    def _derivative(self, arguments: int, skipped: tuple[int, ...]) -> "TracedOnce":
         """Returns the function of arguments, what was kept, and upstream gradients to the gradients that are wanted."""
+        if (arguments, skipped) not in self._derivatives:
+            self._derivatives[arguments, skipped] = self._derive(arguments, skipped)
+        return self._derivatives[arguments, skipped]
 
+    def _derive(self, arguments: int, skipped: tuple[int, ...]) -> "TracedOnce":
         def split(tensors):
             last = arguments + self._counts[1]
             return list(tensors[:arguments]), list(tensors[arguments:last]), list(tensors[last:])

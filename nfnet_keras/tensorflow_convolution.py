@@ -159,8 +159,7 @@ def _of_one(options: dict) -> tuple[Callable, Callable]:
 def _of_groups(groups: int, options: dict) -> tuple[Callable, Callable]:
     """A grouped convolution: one operation with oneDNN, forward and back, one a group without it.
 
-    Without it, TensorFlow would make one operation of the convolution and of the bias behind it, which refuses groups,
-    and the gradient of the grouped one is several times slower.
+    Without it, TensorFlow would make one operation of the convolution and of the bias behind it, which refuses groups.
     """
     convolve, derive = _of_one(options)
     # oneDNN loses a fifth of the kernel's gradient where two groups stride.
@@ -173,7 +172,8 @@ def _of_groups(groups: int, options: dict) -> tuple[Callable, Callable]:
         return _with_bias(tf.concat([convolve(x, w, None) for x, w in pairs], -1), bias)
 
     def gradient(inputs, kernel, upstream):
-        if at_once and uses_onednn():
+        # What oneDNN does not compute in a dtype is TensorFlow's own, which refuses groups.
+        if at_once and uses_onednn() and inputs.dtype == tf.float32:
             return derive(inputs, kernel, upstream)
         parts = (tf.split(tensor, groups, -1) for tensor in (inputs, kernel, upstream))
         of_inputs, of_kernel = zip(*(derive(*each) for each in zip(*parts, strict=True)), strict=True)

@@ -20,6 +20,9 @@ _TINY = 1e-30
 # Elements of a kernel from which on the order of its gradients matters for what a step holds at its peak.
 _HUGE = 2**22
 
+# Elements of a kernel for each of its inputs from which on a step with so few images is one of kernels.
+_FEW = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Standardization:
@@ -74,11 +77,23 @@ def convolve_standardized(standardization: Standardization, settings: CPUConvolu
     TensorShape([1, 4, 4, 3])
     """
     arguments = [inputs, kernel, gain] + ([] if bias is None else [bias])
-    return _standardized(standardization, settings, shares_processor())(*arguments)[0]
+    return _standardized(standardization, settings, shares_processor(), _order(inputs, kernel))(*arguments)[0]
+
+
+def _order(inputs, kernel) -> str:
+    """Returns how the gradients by inputs and kernel are ordered."""
+    count = math.prod(kernel.shape)
+    if count >= _HUGE:
+        # Then the standardised kernel is free again when the others are computed: with it, its gradient and the
+        # kernel's are half of what a step with one image holds at its peak.
+        return "in turn"
+    # Kernels take the memory, and those of the layers below would be there with this one's gradient.
+    few = inputs.shape.is_fully_defined() and count > _FEW * inputs.shape.num_elements()
+    return "together" if few else "apart"
 
 
 @functools.cache
-def _standardized(standardization: Standardization, settings: CPUConvolution, keeps: bool) -> TracedOnce:
+def _standardized(standardization: Standardization, settings: CPUConvolution, keeps: bool, order: str) -> TracedOnce:
     convolution = convolution_for(settings)
 
     def forward(inputs, kernel, gain, bias=None):
@@ -89,11 +104,6 @@ def _standardized(standardization: Standardization, settings: CPUConvolution, ke
         inputs, kernel, gain, *bias = arguments
         weights = kept.pop() if keeps else standardization.again(kernel, gain, kept)
         of_inputs, of_weights = convolution.gradient(inputs, weights, *upstream)
-        if math.prod(kernel.shape) >= _HUGE and 0 not in skipped:
-            # Then the standardised kernel is free again: with it, its gradient and the kernel's are half of what a step
-            # with one image holds at its peak.
-            with tf.control_dependencies([of_inputs]):
-                _, of_weights = convolution.gradient(inputs, weights, *upstream)
         of_bias = [convolution.gradient_of_bias(*upstream)] if bias else []
         return [of_inputs, *standardization.gradient(kernel, gain, kept, of_weights), *of_bias]
 
@@ -103,7 +113,7 @@ def _standardized(standardization: Standardization, settings: CPUConvolution, ke
         return [outputs if bias is None else outputs + rows]
 
     # TensorFlow makes one operation of a matrix product and the bias behind it.
-    return TracedOnce(forward, backward, plain, optimized=settings.is_matrix_product)
+    return TracedOnce(forward, backward, plain, optimized=settings.is_matrix_product, gradients=order)
 
 
 def standardization_for(plain: Callable, kernel, floor: float, added: float, scale: float) -> Standardization:

@@ -5,6 +5,7 @@ import ast
 import contextlib
 import gzip
 import importlib
+import importlib.metadata
 import json
 import pathlib
 import re
@@ -18,7 +19,7 @@ from benchmarks import __main__ as program
 from benchmarks import environments, inference, parameters, results
 from benchmarks.protocol import SideError, Sides, in_turn
 from benchmarks.results import Requirement, Result
-from benchmarks.sides import Way, authors_side, kecam_side, ours, timm_side
+from benchmarks.sides import Way, authors_side, kecam_side, not_installed, ours, timm_side
 from benchmarks.training import all_ways
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -359,3 +360,17 @@ report([name in sys.modules for name in ("tensorflow", "jax", "sklearn", "torch"
 """
     env = {"KERAS_BACKEND": "tensorflow"}
     assert new_process(code, env=env, root=str(BENCHMARKS.parent)) == [True, False, False, False]
+
+
+def test_what_a_plain_installation_does_not_bring(monkeypatch):
+    owners = {"a": ["A_b"], "c": ["c.d"], "e": ["e"], "f": ["f", "c-d"], "g": ["g"]}
+    requires = {"a-b": ["C.d>=2 ; python_version > '3'", "E ; extra == 'more'"], "c-d": None}
+
+    def find(name):
+        if name in requires:
+            return requires[name]
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: owners)
+    monkeypatch.setattr(importlib.metadata, "requires", find)
+    assert not_installed("a-B") == {"e", "g"}

@@ -162,14 +162,13 @@ def test_settings_tell_floor_from_addition():
 
 
 @pytest.mark.parametrize("needed", ["both", "kernel"])
-def test_the_largest_kernels_gradient_waits_until_its_standardised_kernel_is_free(monkeypatch, needed):
+def test_how_gradients_are_ordered_changes_no_number(needed):
     settings = CPUConvolution((1, 1), (1, 1), "same", (1, 1), 1, "channels_last", (0, 0))
     way = standardization.by_operations(_standardize_with_gradient(1e-4, 0.0), 1.0)
     x, kernel, gain = tf.random.stateless_normal((2, 3, 3, 4), (1, 2)), kernel_with([])[:1, :1], tf.ones(SHAPE[-1])
 
-    def gradients(huge):
-        monkeypatch.setattr(standardization, "_HUGE", huge)
-        function = standardization._standardized.__wrapped__(way, settings, False)
+    def gradients(order):
+        function = standardization._standardized.__wrapped__(way, settings, False, order)
 
         @tf.function
         def compute(x, kernel):
@@ -179,16 +178,32 @@ def test_the_largest_kernels_gradient_waits_until_its_standardised_kernel_is_fre
             return tape.gradient(loss, [x, kernel] if needed == "both" else [kernel])
 
         found = compute.get_concrete_function(x, kernel)
-        functions = found.graph.as_graph_def().library.function
-        waiting = [n.name for each in functions for n in each.node_def if any(i.startswith("^") for i in n.input)]
-        return found(x, kernel), waiting
+        calls = [op for op in found.graph.get_operations() if op.type == "PartitionedCall"][1:]
+        return found(x, kernel), calls
 
-    ordered, waiting = gradients(1)
-    plain, none = gradients(100)
-    for a, b in zip(ordered, plain, strict=True):
-        np.testing.assert_array_equal(a, b)
-    # What nothing needs is not run, and must not be waited for either.
-    assert bool(waiting) == (needed == "both") and not none
+    together, calls = gradients("together")
+    assert len(calls) == 1
+    for order in ("apart", "in turn"):
+        others, calls = gradients(order)
+        for a, b in zip(together, others, strict=True):
+            np.testing.assert_array_equal(a, b)
+        # What nothing needs is not run, and must not be waited for either.
+        assert len(calls) == (2 if needed == "both" else 1)
+        waits = [set(call.control_inputs) & set(calls) for call in calls]
+        assert any(waits) == (order == "in turn" and needed == "both")
+
+
+def test_order_of_gradients():
+    images, unknown = tf.TensorSpec((8, 4, 4, 16)), tf.TensorSpec((None, 4, 4, 16))
+    with tf.Graph().as_default():
+        for spec, shape, order in (
+            (images, (1, 1, 16, 128), "apart"),
+            (images, (1, 1, 16, 1024), "together"),
+            (unknown, (1, 1, 16, 1024), "apart"),
+            (images, (1, 1, 2**12, 2**10), "in turn"),
+        ):
+            inputs = tf.compat.v1.placeholder(spec.dtype, spec.shape)
+            assert standardization._order(inputs, tf.TensorSpec(shape)) == order
 
 
 @pytest.mark.parametrize("keeps", [False, True])
@@ -208,7 +223,7 @@ def test_a_standardised_kernel_is_kept_or_computed_again(keeps):
 
         return tf.function(compute)(x, kernel, gain)
 
-    found = gradients(standardization._standardized.__wrapped__(counting, settings, keeps))
+    found = gradients(standardization._standardized.__wrapped__(counting, settings, keeps, "apart"))
     assert bool(again) != keeps
     plain = gradients(lambda x, kernel, gain: [settings(x, way.plain(kernel, gain))])
     for a, b in zip(found, plain, strict=True):

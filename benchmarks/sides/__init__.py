@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.machinery
+import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Mapping
 
@@ -36,13 +38,13 @@ class Way:
 
 
 class _Installed(importlib.machinery.PathFinder):
-    """Finds what the path has, but for the backends that are not used and libraries that only tests need."""
+    """Finds what the path has, but for what a plain installation of this package does not bring."""
+
+    hidden: frozenset[str] = frozenset()
 
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):
-        if fullname in {"jax", "sklearn", "torch"} - {os.environ.get("KERAS_BACKEND")}:
-            return None
-        return super().find_spec(fullname, path, target)
+        return None if fullname in cls.hidden else super().find_spec(fullname, path, target)
 
 
 def as_installed() -> None:
@@ -52,5 +54,40 @@ def as_installed() -> None:
     find of these, which takes up to 160 MiB; the peers' environments hold what the peers need. To be called before
     Keras is imported.
     """
+    _Installed.hidden = not_installed("nfnet-keras") - {os.environ.get("KERAS_BACKEND")}
     place = sys.meta_path.index(importlib.machinery.PathFinder)
     sys.meta_path[place] = _Installed
+
+
+def not_installed(name: str) -> frozenset[str]:
+    """Returns the modules of this environment that a distribution does not bring when it is installed without extras.
+
+    Args:
+        name: Of the distribution.
+
+    Example:
+
+    >>> "pytest" in not_installed("nfnet-keras"), "keras" in not_installed("nfnet-keras")
+    (True, False)
+    """
+    needed, waiting = set(), [name]
+    while waiting:
+        found = _plain(waiting.pop())
+        if found not in needed:
+            needed.add(found)
+            waiting += _requirements(found)
+    owners = importlib.metadata.packages_distributions()
+    return frozenset(module for module, names in owners.items() if needed.isdisjoint(map(_plain, names)))
+
+
+def _requirements(distribution: str) -> list[str]:
+    try:
+        lines = importlib.metadata.requires(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        # One that this platform does not need.
+        return []
+    return [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
