@@ -102,8 +102,14 @@ def _standardized(standardization: Standardization, settings: CPUConvolution, ke
 
     def backward(arguments, kept, upstream, skipped):
         inputs, kernel, gain, *bias = arguments
-        weights = kept.pop() if keeps else standardization.again(kernel, gain, kept)
+        if keeps:
+            *kept, weights = kept
+        else:
+            # By a kernel, a convolution has the same gradient whatever is in the kernel.
+            weights = kernel if 0 in skipped else standardization.again(kernel, gain, kept)
         of_inputs, of_weights = convolution.gradient(inputs, weights, *upstream)
+        if skipped == tuple(range(1, len(arguments))):
+            return [of_inputs]
         of_bias = [convolution.gradient_of_bias(*upstream)] if bias else []
         return [of_inputs, *standardization.gradient(kernel, gain, kept, of_weights), *of_bias]
 

@@ -292,5 +292,8 @@ def _sum_over_replicas(gradients: list) -> list:
     known = [g for g in gradients if g is not None]
     if is_alone() or not known:
         return gradients
-    summed = iter(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, known))
+    if shares_processor():
+        summed = iter(on_the_sum(known, list))
+    else:
+        summed = iter(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, known))
     return [None if g is None else next(summed) for g in gradients]
