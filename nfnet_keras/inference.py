@@ -51,10 +51,12 @@ class Predictor:
             raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}")
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`dtype` must be 'float32' or 'bfloat16'. Received: dtype={dtype!r}")
-        installed = importlib.util.find_spec("openvino") is not None
-        if engine == "openvino" and not installed:
+        # Keras writes what OpenVINO reads, and imports SciPy for it.
+        missing = [name for name in ("openvino", "scipy") if importlib.util.find_spec(name) is None]
+        installed = not missing
+        if engine == "openvino" and missing:
             raise ImportError(
-                'The engine "openvino" needs the package of that name: pip install "nfnet-keras[openvino]". '
+                f'The engine "openvino" needs {" and ".join(missing)}: pip install "nfnet-keras[openvino]". '
                 'engine="keras" needs nothing more.'
             )
         readable = keras.backend.backend() == "tensorflow"

@@ -93,7 +93,7 @@ def gradients() -> Callable[[Callable, list], list[np.ndarray]]:
 def new_process(tmp_path) -> Callable:
     """new_process(code, **values): runs a program that knows nothing of this one; returns what it hands to `report`.
 
-    The program finds `values` as its variables, and `np`, `keras` and `report` defined. `env` is added to this
+    The program finds `values` as its variables, and `np` and `report` defined. `env` is added to this
     process's environment variables; a value of `None` removes one.
     """
 

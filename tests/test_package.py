@@ -50,3 +50,28 @@ def test_everything_public_has_a_docstring():
             thing = getattr(module, name)
             if callable(thing):
                 assert thing.__doc__ and len(thing.__doc__) > 80, name
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="an extra is installed beside TensorFlow")
+@pytest.mark.parametrize(
+    ("extra", "use"),
+    [
+        ("", "nfk.Predictor(model)(images)\nnfk.export(model, 'a')\nnfk.export(model, 'a.tflite')"),
+        ("openvino", "assert nfk.Predictor(model).engine == 'openvino'\nnfk.export(model, 'a.xml')"),
+        ("export", "for ending in ('onnx', 'tflite', 'xml'): nfk.export(model, f'a.{ending}')"),
+        ("tfds", "import tensorflow_datasets\ntensorflow_datasets.load"),
+    ],
+)
+def test_extras_bring_what_they_are_for(extra, use, new_process):
+    code = """
+import sys
+sys.path.insert(0, root)
+from benchmarks.sides import as_installed
+as_installed(*extras)
+import nfnet_keras as nfk
+model = nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), classes=2)
+images = np.zeros((1, 32, 32, 3), "float32")
+exec(use)
+report("done")
+"""
+    assert new_process(code, root=str(ROOT), extras=[extra] if extra else [], use=use) == "done"

@@ -47,30 +47,34 @@ class _Installed(importlib.machinery.PathFinder):
         return None if fullname in cls.hidden else super().find_spec(fullname, path, target)
 
 
-def as_installed() -> None:
+def as_installed(*extras: str) -> None:
     """Hides from Keras and its backend what a plain installation of this package does not have.
 
     This program's own environment has all backends and the tests' libraries. TensorFlow and Keras import what they
     find of these, which takes up to 160 MiB; the peers' environments hold what the peers need. To be called before
     Keras is imported.
+
+    Args:
+        *extras: Of this package, that the installation has besides.
     """
-    _Installed.hidden = not_installed("nfnet-keras") - {os.environ.get("KERAS_BACKEND")}
+    _Installed.hidden = not_installed("nfnet-keras", *extras) - {os.environ.get("KERAS_BACKEND")}
     place = sys.meta_path.index(importlib.machinery.PathFinder)
     sys.meta_path[place] = _Installed
 
 
-def not_installed(name: str) -> frozenset[str]:
-    """Returns the modules of this environment that a distribution does not bring when it is installed without extras.
+def not_installed(name: str, *extras: str) -> frozenset[str]:
+    """Returns the modules of this environment that a distribution does not bring when it is installed.
 
     Args:
         name: Of the distribution.
+        *extras: Those of its extras that are installed with it.
 
     Example:
 
     >>> "pytest" in not_installed("nfnet-keras"), "keras" in not_installed("nfnet-keras")
     (True, False)
     """
-    needed, waiting = set(), [name]
+    needed, waiting = {_plain(name)}, _requirements(_plain(name), extras)
     while waiting:
         found = _plain(waiting.pop())
         if found not in needed:
@@ -80,13 +84,15 @@ def not_installed(name: str) -> frozenset[str]:
     return frozenset(module for module, names in owners.items() if needed.isdisjoint(map(_plain, names)))
 
 
-def _requirements(distribution: str) -> list[str]:
+def _requirements(distribution: str, extras: tuple[str, ...] = ()) -> list[str]:
     try:
         lines = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:
         # One that this platform does not need.
         return []
-    return [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]
+    # With an extra, a line ends in: ; extra == "name".
+    asked = [(line, re.search(r"""extra == ["']([^"']+)""", line)) for line in lines]
+    return [re.match(r"[\w.-]+", line)[0] for line, extra in asked if extra is None or extra[1] in extras]
 
 
 def _plain(name: str) -> str:

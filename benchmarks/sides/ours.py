@@ -243,5 +243,5 @@ def prepare(request: dict) -> Side:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    as_installed()
+    as_installed("openvino")
     serve(prepare)

@@ -29,8 +29,8 @@ _BACKENDS = {
 _NEEDS = {
     ("onnx", "tensorflow"): ("onnx", "tf2onnx"),
     ("onnx", "torch"): ("onnx", "onnxscript"),
-    ("openvino", "tensorflow"): ("openvino",),
-    ("openvino", "torch"): ("openvino",),
+    ("openvino", "tensorflow"): ("openvino", "scipy"),
+    ("openvino", "torch"): ("openvino", "scipy"),
     ("tf_saved_model", "jax"): ("tensorflow",),
 }
 # Largest message of protocol buffers, which ONNX's are; FlatBuffers, LiteRT's, end there too.
