@@ -50,10 +50,11 @@ class Standardization:
 
 
 def convolve_standardized(standardization: Standardization, settings: CPUConvolution, inputs, kernel, gain, bias=None):
-    """Convolves with a kernel that is standardised first, and keeps nothing but inputs and kernel for the gradient.
+    """Convolves with a kernel that is standardised first, and keeps little but inputs and kernel for the gradient.
 
     The standardised kernel is computed again on the way back, right before it is used: kept, those of all layers are a
-    second copy of the network. Replicas that share a processor keep it: each would compute all kernels again.
+    second copy of the network. Kept it is where it is smaller than the inputs, which are kept in any case, and by
+    replicas that share a processor: each would compute all kernels again.
 
     Args:
         standardization: Of the kernel.
@@ -77,7 +78,16 @@ def convolve_standardized(standardization: Standardization, settings: CPUConvolu
     TensorShape([1, 4, 4, 3])
     """
     arguments = [inputs, kernel, gain] + ([] if bias is None else [bias])
-    return _standardized(standardization, settings, shares_processor(), _order(inputs, kernel))(*arguments)[0]
+    return _standardized(standardization, settings, _keeps(inputs, kernel), _order(inputs, kernel))(*arguments)[0]
+
+
+def _keeps(inputs, kernel) -> bool:
+    """Whether the standardised kernel is kept for the gradient."""
+    if shares_processor():
+        return True
+    # A step with one image is one of kernels: there, memory is what they take.
+    several = inputs.shape.is_fully_defined() and inputs.shape[0] > 1
+    return several and inputs.shape.num_elements() >= math.prod(kernel.shape)
 
 
 def _order(inputs, kernel) -> str:

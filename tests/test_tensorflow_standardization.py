@@ -226,3 +226,11 @@ def test_a_standardised_kernel_is_kept_or_computed_again(keeps):
     plain = gradients(lambda x, kernel, gain: [settings(x, way.plain(kernel, gain))])
     for a, b in zip(found, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "keeps"), [((2, 6, 6, 8), True), ((2, 6, 5, 8), False), ((1, 9, 9, 8), False)])
+def test_a_standardised_kernel_is_kept_where_inputs_are_larger(shape, keeps):
+    kernel = tf.ones((3, 3, 8, 8))
+    assert standardization._keeps(tf.ones(shape), kernel) == keeps
+    any_number = tf.TensorSpec((None, *shape[1:]))
+    assert not standardization._keeps(any_number, kernel)

@@ -195,9 +195,10 @@ def kernels_waited_for(layers: int) -> list[int]:
                 before.add(operation)
                 waiting += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
         # The gradients of a layer's variables are from one call; the clipping, another one, also tells which units it
-        # scaled down.
+        # scaled down, and the layer itself gives what it makes of the images besides the kernel that it keeps.
         calls = [operation.outputs for operation in before if operation.type == "PartitionedCall"]
         calls = [results for results in calls if all(result.dtype == tf.float32 for result in results)]
+        calls = [results for results in calls if not any(tuple(each.shape[1:3]) == (6, 6) for each in results)]
         found.append(sum(any(tuple(result.shape[:2]) == (3, 3) for result in results) for results in calls))
     return found
 
