@@ -8,7 +8,7 @@ import numpy as np
 
 from nfnet_keras.folding import fold_weight_standardization
 from nfnet_keras.layers.devices import runs_on_cpu
-from nfnet_keras.openvino_engine import openvino_engine
+from nfnet_keras.openvino_engine import NEEDS, openvino_engine
 from nfnet_keras.shapes import fits
 
 ENGINES = ("auto", "keras", "openvino")
@@ -51,8 +51,7 @@ class Predictor:
             raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}")
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`dtype` must be 'float32' or 'bfloat16'. Received: dtype={dtype!r}")
-        # Keras writes what OpenVINO reads, and imports SciPy for it.
-        missing = [name for name in ("openvino", "scipy") if importlib.util.find_spec(name) is None]
+        missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
         installed = not missing
         if engine == "openvino" and missing:
             raise ImportError(

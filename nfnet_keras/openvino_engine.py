@@ -14,6 +14,9 @@ from nfnet_keras.folding import fold_weight_standardization
 from nfnet_keras.layers.devices import usable_cores
 from nfnet_keras.openvino_winograd import MIN_INPUTS, use_winograd
 
+# To write what OpenVINO reads. Keras imports SciPy for it.
+NEEDS = ("openvino", "scipy")
+
 
 def openvino_engine(model: keras.Model, dtype: str) -> Callable[[np.ndarray], np.ndarray]:
     """Folds a network and hands it to OpenVINO.

@@ -53,8 +53,8 @@ def convolve_standardized(standardization: Standardization, settings: CPUConvolu
     """Convolves with a kernel that is standardised first, and keeps little but inputs and kernel for the gradient.
 
     The standardised kernel is computed again on the way back, right before it is used: kept, those of all layers are a
-    second copy of the network. Kept it is where it is smaller than the inputs, which are kept in any case, and by
-    replicas that share a processor: each would compute all kernels again.
+    second copy of the network. It is kept where the inputs, which are kept in any case, are of several images and no
+    smaller, and by replicas that share a processor: each would compute all kernels again.
 
     Args:
         standardization: Of the kernel.

@@ -71,7 +71,6 @@ as_installed(*extras)
 import nfnet_keras as nfk
 model = nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), classes=2)
 images = np.zeros((1, 32, 32, 3), "float32")
-exec(use)
-report("done")
 """
-    assert new_process(code, root=str(ROOT), extras=[extra] if extra else [], use=use) == "done"
+    code += f"{use}\nreport('done')\n"
+    assert new_process(code, root=str(ROOT), extras=[extra] if extra else []) == "done"

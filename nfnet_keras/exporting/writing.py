@@ -16,6 +16,7 @@ from nfnet_keras.exporting.operations import run_for
 from nfnet_keras.exporting.running import format_of, open_exported, quiet, runtime_of
 from nfnet_keras.exporting.tensorflow_onnx import write_onnx
 from nfnet_keras.folding import fold_weight_standardization
+from nfnet_keras.openvino_engine import NEEDS as OPENVINO_NEEDS
 from nfnet_keras.openvino_engine import import_openvino
 from nfnet_keras.shapes import fits
 
@@ -29,8 +30,8 @@ _BACKENDS = {
 _NEEDS = {
     ("onnx", "tensorflow"): ("onnx", "tf2onnx"),
     ("onnx", "torch"): ("onnx", "onnxscript"),
-    ("openvino", "tensorflow"): ("openvino", "scipy"),
-    ("openvino", "torch"): ("openvino", "scipy"),
+    ("openvino", "tensorflow"): OPENVINO_NEEDS,
+    ("openvino", "torch"): OPENVINO_NEEDS,
     ("tf_saved_model", "jax"): ("tensorflow",),
 }
 # Largest message of protocol buffers, which ONNX's are; FlatBuffers, LiteRT's, end there too.
