@@ -11,46 +11,49 @@ import numpy as np
 import pytest
 
 from nfnet_keras import create_model, data
-from nfnet_keras.training import TrainingError, settings, stopping, train
+from nfnet_keras.training import TrainingError, building, settings, stopping, train
 from nfnet_keras.training.building import enter_phase, new_model
 from nfnet_keras.training.checkpoints import Checkpoints
 from nfnet_keras.training.plan import Plan
 from nfnet_keras.training.recorder import Recorder, StopEvaluation
 from nfnet_keras.training.run_folder import RunFolder
 from nfnet_keras.training.stopping import stop_signals
+from tests.training import few_layers
 
 EPOCHS = 2
 
 
-def quarter_of_the_digits():
-    """Enough: what is tested here does not depend on how many there are."""
-    full = data.digits()
-    train_split, test_split = (
-        data.Split(split.labels[::4], images=split.images[::4]) for split in (full.train, full.test)
-    )
-    return data.ImageSet("digits", full.class_names, train_split, test_split)
-
-
-QUARTER = quarter_of_the_digits()
+QUARTER = few_layers.digits(4)
 
 
 @pytest.fixture(autouse=True)
-def few_digits(monkeypatch):
+def small_run(monkeypatch):
     monkeypatch.setattr(data, "open_images", lambda *_: QUARTER)
+    monkeypatch.setattr(building, "create_model", few_layers.create_model)
 
 
 def config(**changes):
     return settings(**{"epochs": EPOCHS, "seed": 5, **changes})
 
 
+def undisturbed(folder, network):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "open_images", lambda *_: QUARTER)
+        patch.setattr(building, "create_model", network)
+        return folder, train(config(), folder, verbose=0)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that nothing disturbed: its folder and what it returned."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "open_images", lambda *_: QUARTER)
-        result = train(config(), folder, verbose=0)
-    return folder, result
+    return undisturbed(tmp_path_factory.mktemp("finished"), few_layers.create_model)
+
+
+@pytest.fixture
+def finished_tiny(monkeypatch, tmp_path_factory):
+    """The same of a network of the zoo; what the test runs is of that network too."""
+    monkeypatch.setattr(building, "create_model", create_model)
+    return undisturbed(tmp_path_factory.mktemp("finished_tiny"), create_model)
 
 
 def weights(folder):
@@ -109,8 +112,8 @@ def test_the_saved_model_holds_the_averaged_weights(finished):
 
 
 @pytest.mark.slow
-def test_one_seed_gives_one_run_and_another_seed_another(finished, tmp_path):
-    folder, result = finished
+def test_one_seed_gives_one_run_and_another_seed_another(finished_tiny, tmp_path):
+    folder, result = finished_tiny
     again = train(config(), tmp_path / "again", verbose=0)
     assert again["test_loss"] == result["test_loss"]
     assert_same_weights(folder, tmp_path / "again")
@@ -118,10 +121,17 @@ def test_one_seed_gives_one_run_and_another_seed_another(finished, tmp_path):
     assert other["test_loss"] != result["test_loss"]
 
 
-@pytest.mark.parametrize(
-    "moment", [3, pytest.param(5, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+def test_a_network_of_the_zoo_is_stopped_and_resumed(finished_tiny, tmp_path):
+    stop_and_resume(finished_tiny, tmp_path, 3)
+
+
+@pytest.mark.parametrize("moment", [3, 5, 9])
 def test_stopped_and_resumed_ends_with_the_weights_of_a_run_never_stopped(finished, tmp_path, moment):
+    stop_and_resume(finished, tmp_path, moment)
+
+
+def stop_and_resume(finished, tmp_path, moment):
     steps = data.steps_per_epoch(QUARTER.train, 64)
     assert steps == 5  # so that the moments are in mid-epoch, at its end, and in the second epoch
     seen = []
@@ -193,9 +203,7 @@ def copy_of(folder, target):
     return target
 
 
-@pytest.mark.parametrize(
-    "damage", ["flipped", pytest.param("cut", marks=pytest.mark.slow), pytest.param("empty", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(finished, tmp_path, damage, caplog):
     folder = copy_of(finished[0], tmp_path / "run")
     newest = RunFolder(folder).checkpoints.files()[0]
@@ -252,7 +260,6 @@ def test_leftovers_of_killed_processes_are_removed(finished, tmp_path):
     assert [name for name in os.listdir(folder) + os.listdir(folder / "checkpoints") if name[0] == "."] == [".notes.2"]
 
 
-@pytest.mark.slow
 def test_stopped_in_an_evaluation(finished, tmp_path, monkeypatch):
     original = StopEvaluation.on_test_batch_end
 
@@ -271,7 +278,6 @@ def test_stopped_in_an_evaluation(finished, tmp_path, monkeypatch):
     assert [row["epoch"] for row in RunFolder(tmp_path).read_table()] == [1, 2]
 
 
-@pytest.mark.slow
 def test_a_checkpoint_in_mid_epoch(finished, tmp_path, monkeypatch):
     positions = []
     original = Checkpoints.save
@@ -341,16 +347,14 @@ report([fork.exitcode, stopped()])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
-def test_the_main_job_reaches_98_percent_for_five_seeds(tmp_path, monkeypatch):
-    monkeypatch.undo()  # all of the digits
-    found = {}
-    for seed in range(5):
-        result = train(settings(seed=seed), tmp_path / str(seed), verbose=0)
-        found[seed] = result["test_accuracy"]
-        assert result["test_images"] == 360
-        assert_branches_are_open(keras.saving.load_model(tmp_path / str(seed) / "model.keras"))
-    assert min(found.values()) >= 0.98, found
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", [0, 1])  # the README has five; two tell a recipe that works
+def test_the_main_job_reaches_98_percent(tmp_path, monkeypatch, seed):
+    monkeypatch.undo()  # all of the digits, the network that `nfnet train` trains
+    result = train(settings(seed=seed), tmp_path, verbose=0)
+    assert result["test_accuracy"] >= 0.98
+    assert result["test_images"] == 360
+    assert_branches_are_open(keras.saving.load_model(tmp_path / "model.keras"))
 
 
 def assert_branches_are_open(model):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,6 +18,8 @@ from tests import quick_jax
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
+ROOT = Path(__file__).parents[2]
+
 # Without layers that draw: replicas draw the same masks, one device draws one for all images.
 PROGRAM = """
 import sys
@@ -26,12 +29,11 @@ if strategy == "mirrored":
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
 from nfnet_keras import data
-from nfnet_keras.training import run, settings
-from nfnet_keras.training.errors import TrainingError
-full = data.digits()
-few = data.ImageSet("digits", full.class_names, *(
-    data.Split(split.labels[::6], images=split.images[::6]) for split in (full.train, full.test)))
+from nfnet_keras.training import building, run, settings
+from tests.training import few_layers
+few = few_layers.digits(6)
 data.open_images = lambda *_: few
+building.create_model = few_layers.create_model
 config = settings(
     epochs=2, seed=3, batch_size=32, strategy=strategy,
     changes={"stochastic_depth_rate": 0.0, "dropout_rate": 0.0, "gradient_accumulation_steps": parts, "mixup": 0.0})
@@ -45,7 +47,8 @@ except KeyboardInterrupt as stop:
 
 def start(out, strategy, devices=1, parts=1, **environment):
     command = [sys.executable, "-c", PROGRAM, str(out), strategy, str(devices), str(parts)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def end(*processes):
