@@ -28,8 +28,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 
-# Each takes many minutes on one core; begun last, it would be waited for.
-LONGEST = ("training/test_kill.py", "training/test_run.py", "test_backends.py", "training/test_strategies.py")
+# Each takes minutes on one core; begun last, it would be waited for.
+LONGEST = ("test_backends.py", "training/test_run.py", "training/test_kill.py", "training/test_strategies.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -143,6 +143,7 @@ def test_ctrl_c_after_two_engines_is_an_interrupt(new_process):
     # Where the processor has AMX, two `Core`s left the thread a stack for signal handlers that was freed memory.
     code = """
 import gc, os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 import nfnet_keras as nfk
 from nfnet_keras.openvino_engine import openvino_engine
 model = nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), classes=2)
