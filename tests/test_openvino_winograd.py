@@ -237,8 +237,17 @@ def test_any_network(seed):
     assert winograd.use_winograd(network, LEAST) == 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("bits", "least"), [(256, 64), (512, 128), (0, None)])
+@pytest.mark.parametrize(
+    ("bits", "least", "dtype"),
+    [
+        (512, 128, "float32"),
+        (256, 64, "bfloat16"),
+        (0, None, "float32"),
+        pytest.param(256, 64, "float32", marks=pytest.mark.slow),
+        pytest.param(512, 128, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(0, None, "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_engine_uses_it_in_float32(bits, least, dtype, small_nfnet, monkeypatch):
     monkeypatch.setattr(engine, "x86_vector_bits", lambda: bits)
     counts, asked, gelus = [], [], []

@@ -58,7 +58,11 @@ def test_everything_public_has_a_docstring():
     [
         ("", "nfk.Predictor(model)(images)\nnfk.export(model, 'a')\nnfk.export(model, 'a.tflite')"),
         ("openvino", "assert nfk.Predictor(model).engine == 'openvino'\nnfk.export(model, 'a.xml')"),
-        ("export", "for ending in ('onnx', 'tflite', 'xml'): nfk.export(model, f'a.{ending}')"),
+        pytest.param(
+            "export",
+            "for ending in ('onnx', 'tflite', 'xml'): nfk.export(model, f'a.{ending}')",
+            marks=pytest.mark.slow,
+        ),
         ("tfds", "import tensorflow_datasets\ntensorflow_datasets.load"),
     ],
 )

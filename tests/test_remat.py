@@ -151,6 +151,7 @@ def peak_bytes(model, x, y) -> int:
         pytest.skip(f"this build of TensorFlow does not count memory: {error}")
 
 
+@pytest.mark.slow
 def test_less_memory():
     """The optimiser of TensorFlow's graphs sees two computations of the same thing and must not make one of them."""
     x, y = data(32, 64)

@@ -14,9 +14,12 @@ import pytest
 from tests import quick_jax
 
 pytest.importorskip("tensorflow")
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="the programs choose their backends themselves: once is enough"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="the programs choose their backends themselves: once is enough"
+    ),
+]
 
 PROGRAM = Path(__file__).with_name("same_step.py")
 # Share of the distance moved from start to end that two ways of making the same steps may differ by.
@@ -151,7 +154,6 @@ def test_mirrored_logs(on_tensorflow):
     check_logs(on_tensorflow["one/plain"], on_tensorflow["mirrored2/plain"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("host", [0, 1])
 def test_workers(on_tensorflow, on_workers, host):
     for case in BOTH:
@@ -160,7 +162,6 @@ def test_workers(on_tensorflow, on_workers, host):
     assert on_workers[host]["workers/plain"]["host"] == host
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("host", [0, 1])
 def test_workers_evaluate_and_predict(on_tensorflow, on_workers, host):
     """Arrays, data of unknown length, a last batch that only one worker has."""
@@ -174,7 +175,6 @@ def test_workers_evaluate_and_predict(on_tensorflow, on_workers, host):
     assert all(isinstance(v, float) for values in found["fitted"].values() for v in values)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("host", [0, 1])
 def test_only_the_chief_writes_and_all_load(on_workers, host):
     found = on_workers[host]["workers/several_workers"]
@@ -182,13 +182,11 @@ def test_only_the_chief_writes_and_all_load(on_workers, host):
     assert found["goes_on"] == on_workers[0]["workers/several_workers"]["goes_on"]
 
 
-@pytest.mark.slow
 def test_data_parallel(on_tensorflow, on_jax):
     check_same(on_tensorflow["one/plain"], on_jax["jax8/plain"])
     check_logs(on_tensorflow["one/plain"], on_jax["jax8/plain"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("devices", ["one", "mirrored2", "worker0", "worker1"])
 def test_an_overflow_skips_the_step_everywhere(on_tensorflow, request, devices):
     """The overflow is in one replica's gradient only; weights, momentum and step stay, the loss scale halves."""
@@ -202,7 +200,6 @@ def test_an_overflow_skips_the_step_everywhere(on_tensorflow, request, devices):
     assert (taken["scale"], taken["iterations"]) == (2.0**14, 1)
 
 
-@pytest.mark.slow
 def test_from_two_devices_to_eight_of_another_backend(on_tensorflow, on_jax):
     """`model.save` under one distribution, `load_model` under another: weights, momentum, average, step."""
     saved, loaded = on_tensorflow["mirrored2/plain"], on_jax["jax8/loaded"]
@@ -210,7 +207,6 @@ def test_from_two_devices_to_eight_of_another_backend(on_tensorflow, on_jax):
     assert all(np.array_equal(a, b) for a, b in zip(saved["state"], loaded["state"], strict=True))
 
 
-@pytest.mark.slow
 def test_training_goes_on_elsewhere(on_tensorflow, on_jax):
     """The steps after loading are those of one device that loaded the same file."""
     loaded = on_jax["jax8/loaded"]
@@ -220,7 +216,6 @@ def test_training_goes_on_elsewhere(on_tensorflow, on_jax):
     check_same(alone, loaded)
 
 
-@pytest.mark.slow
 def test_more_ways_on_tensorflow(on_tensorflow, tmp_path):
     """Four devices; a batch in two and in four parts; lower precision."""
     parts = {"two_parts": {"accumulate": 2}, "four_parts": {"accumulate": 4}}
@@ -243,7 +238,6 @@ def test_more_ways_on_tensorflow(on_tensorflow, tmp_path):
             check_same(on_tensorflow["one/plain"], found[f"{devices}/{case}"], close)
 
 
-@pytest.mark.slow
 def test_more_ways_on_jax(on_tensorflow, tmp_path):
     """SAM on eight devices, and lower precision."""
     cases = {"sam": {"sam": True}, "bfloat16": {"policy": "mixed_bfloat16"}}
