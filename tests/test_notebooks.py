@@ -100,7 +100,7 @@ def test_what_the_outputs_show():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs(name, tmp_path, monkeypatch):
     """Every cell, with the small setting, in an empty folder, without a network."""
@@ -127,7 +127,7 @@ def test_it_runs(name, tmp_path, monkeypatch):
     for cell in code(notebook):
         cell.outputs = []
     runner = client.NotebookClient(
-        notebook, timeout=250, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=550, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
     runner.execute()
     assert [cell.source for cell in notebook.cells] == sources

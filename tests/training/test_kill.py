@@ -77,7 +77,7 @@ def run_killed(start, out, kills: int, seed: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(5400)
+@pytest.mark.timeout(2400)
 def test_killed_at_fifty_moments(start, tmp_path):
     to_the_end(*start(tmp_path / "whole"))
     expected = weights(tmp_path / "whole")
