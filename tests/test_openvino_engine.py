@@ -120,10 +120,10 @@ def test_means_stay_where_the_kernel_is_more_than_the_image():
     [
         (3, "float32"),
         (2, "bfloat16"),
-        pytest.param(1, "float32", marks=pytest.mark.slow),
-        pytest.param(2, "float32", marks=pytest.mark.slow),
-        pytest.param(1, "bfloat16", marks=pytest.mark.slow),
-        pytest.param(3, "bfloat16", marks=pytest.mark.slow),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((1, "float32"), (2, "float32"), (1, "bfloat16"), (3, "bfloat16"))
+        ),
     ],
 )
 def test_batches_of_all_sizes(cores, dtype, small_nfnet, monkeypatch):

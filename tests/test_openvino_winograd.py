@@ -243,9 +243,10 @@ def test_any_network(seed):
         (512, 128, "float32"),
         (256, 64, "bfloat16"),
         (0, None, "float32"),
-        pytest.param(256, 64, "float32", marks=pytest.mark.slow),
-        pytest.param(512, 128, "bfloat16", marks=pytest.mark.slow),
-        pytest.param(0, None, "bfloat16", marks=pytest.mark.slow),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((256, 64, "float32"), (512, 128, "bfloat16"), (0, None, "bfloat16"))
+        ),
     ],
 )
 def test_engine_uses_it_in_float32(bits, least, dtype, small_nfnet, monkeypatch):

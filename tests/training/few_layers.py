@@ -3,10 +3,13 @@
 For tests of what a run does whatever it trains: most of a short run's time would be building and tracing a network.
 """
 
+from collections.abc import Callable
+
 import keras
 
 import nfnet_keras as nfk
 from nfnet_keras import data
+from nfnet_keras.training import building
 
 
 def create_model(name: str, *, weights, input_shape: tuple, classes: int, **options) -> keras.Model:
@@ -28,3 +31,9 @@ def digits(part: int) -> data.ImageSet:
     full = data.digits()
     splits = (data.Split(each.labels[::part], images=each.images[::part]) for each in (full.train, full.test))
     return data.ImageSet("digits", full.class_names, *splits)
+
+
+def use(images: data.ImageSet, network: Callable = create_model, set_attribute: Callable = setattr) -> None:
+    """Makes runs train a network on images; with a monkeypatch's `setattr` until that is undone."""
+    set_attribute(data, "open_images", lambda *_: images)
+    set_attribute(building, "create_model", network)

@@ -4,8 +4,7 @@ import os
 import traceback
 from multiprocessing.connection import Connection
 
-from nfnet_keras import data
-from nfnet_keras.training import building, checkpoints, recorder, run, settings
+from nfnet_keras.training import checkpoints, recorder, run, settings
 from tests.training import few_layers
 
 EPOCHS = 5
@@ -22,9 +21,7 @@ def train(out: str, said: Connection):
         return and_does
 
     try:
-        images = few_layers.digits(6)
-        data.open_images = lambda *_: images
-        building.create_model = few_layers.create_model
+        few_layers.use(few_layers.digits(6))
         for owner, method, word in (
             (recorder.Recorder, "on_train_batch_begin", "step"),
             (checkpoints.Checkpoints, "save", "save"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nfnet_keras import create_model, data
-from nfnet_keras.training import TrainingError, building, settings, stopping, train
+from nfnet_keras.training import TrainingError, settings, stopping, train
 from nfnet_keras.training.building import enter_phase, new_model
 from nfnet_keras.training.checkpoints import Checkpoints
 from nfnet_keras.training.plan import Plan
@@ -21,15 +21,18 @@ from nfnet_keras.training.stopping import stop_signals
 from tests.training import few_layers
 
 EPOCHS = 2
-
-
 QUARTER = few_layers.digits(4)
 
 
 @pytest.fixture(autouse=True)
 def small_run(monkeypatch):
-    monkeypatch.setattr(data, "open_images", lambda *_: QUARTER)
-    monkeypatch.setattr(building, "create_model", few_layers.create_model)
+    few_layers.use(QUARTER, set_attribute=monkeypatch.setattr)
+
+
+@pytest.fixture
+def zoo(monkeypatch, small_run):
+    """Runs train a network of the zoo, as they do outside of these tests."""
+    few_layers.use(QUARTER, create_model, monkeypatch.setattr)
 
 
 def config(**changes):
@@ -38,8 +41,7 @@ def config(**changes):
 
 def undisturbed(folder, network):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "open_images", lambda *_: QUARTER)
-        patch.setattr(building, "create_model", network)
+        few_layers.use(QUARTER, network, patch.setattr)
         return folder, train(config(), folder, verbose=0)
 
 
@@ -49,10 +51,9 @@ def finished(tmp_path_factory):
     return undisturbed(tmp_path_factory.mktemp("finished"), few_layers.create_model)
 
 
-@pytest.fixture
-def finished_tiny(monkeypatch, tmp_path_factory):
-    """The same of a network of the zoo; what the test runs is of that network too."""
-    monkeypatch.setattr(building, "create_model", create_model)
+@pytest.fixture(scope="module")
+def finished_tiny(tmp_path_factory):
+    """The same of a network of the zoo."""
     return undisturbed(tmp_path_factory.mktemp("finished_tiny"), create_model)
 
 
@@ -112,7 +113,7 @@ def test_the_saved_model_holds_the_averaged_weights(finished):
 
 
 @pytest.mark.slow
-def test_one_seed_gives_one_run_and_another_seed_another(finished_tiny, tmp_path):
+def test_one_seed_gives_one_run_and_another_seed_another(finished_tiny, zoo, tmp_path):
     folder, result = finished_tiny
     again = train(config(), tmp_path / "again", verbose=0)
     assert again["test_loss"] == result["test_loss"]
@@ -122,7 +123,7 @@ def test_one_seed_gives_one_run_and_another_seed_another(finished_tiny, tmp_path
 
 
 @pytest.mark.slow
-def test_a_network_of_the_zoo_is_stopped_and_resumed(finished_tiny, tmp_path):
+def test_a_network_of_the_zoo_is_stopped_and_resumed(finished_tiny, zoo, tmp_path):
     stop_and_resume(finished_tiny, tmp_path, 3)
 
 
@@ -348,7 +349,7 @@ report([fork.exitcode, stopped()])
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("seed", [0, 1])  # the README has five; two tell a recipe that works
+@pytest.mark.parametrize("seed", [0, 1])  # the README's figures are of five
 def test_the_main_job_reaches_98_percent(tmp_path, monkeypatch, seed):
     monkeypatch.undo()  # all of the digits, the network that `nfnet train` trains
     result = train(settings(seed=seed), tmp_path, verbose=0)

@@ -28,12 +28,9 @@ if strategy == "mirrored":
     import tensorflow as tf
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
-from nfnet_keras import data
-from nfnet_keras.training import building, run, settings
+from nfnet_keras.training import run, settings
 from tests.training import few_layers
-few = few_layers.digits(6)
-data.open_images = lambda *_: few
-building.create_model = few_layers.create_model
+few_layers.use(few_layers.digits(6))
 config = settings(
     epochs=2, seed=3, batch_size=32, strategy=strategy,
     changes={"stochastic_depth_rate": 0.0, "dropout_rate": 0.0, "gradient_accumulation_steps": parts, "mixup": 0.0})
@@ -47,8 +44,8 @@ except KeyboardInterrupt as stop:
 
 def start(out, strategy, devices=1, parts=1, **environment):
     command = [sys.executable, "-c", PROGRAM, str(out), strategy, str(devices), str(parts)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    # From there it imports the tests.
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment})
 
 
 def end(*processes):
