@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from nfnet_keras.layers.grouped_conv2d import CPUConvolution
 from nfnet_keras.tensorflow_calls import gradient_of
+from nfnet_keras.tensorflow_winograd import along_rows, pays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,22 @@ def _channels_last(settings: CPUConvolution) -> tuple[Callable, Callable]:
     if settings.is_dilated or (settings.groups > 1 and not settings.splits):
         return _as_keras(settings)
     options = {"strides": [1, *settings.strides, 1], "padding": settings.padding.upper()}
-    return _of_groups(settings.groups, options) if settings.splits else _of_one(options)
+    direct = _of_groups(settings.groups, options) if settings.splits else _of_one(options)
+    square = settings.kernel_size == (3, 3) and settings.strides == (1, 1) and settings.padding == "same"
+    return _or_along_rows(*direct, _of_one(options)) if square and uses_onednn() else direct
+
+
+def _or_along_rows(convolve: Callable, derive: Callable, products: tuple[Callable, Callable]) -> tuple:
+    """A 3 x 3 convolution, and its gradient, by Winograd's algorithm where sizes are such that it pays."""
+    convolve_rows, derive_rows = along_rows(*products)
+
+    def forward(inputs, kernel, bias):
+        return (convolve_rows if pays(inputs, kernel) else convolve)(inputs, kernel, bias)
+
+    def gradient(inputs, kernel, upstream):
+        return (derive_rows if pays(inputs, kernel) else derive)(inputs, kernel, upstream)
+
+    return forward, gradient
 
 
 def _with_bias(outputs, bias):
