@@ -143,7 +143,12 @@ def _pixels(inputs, kernel, bias):
 def _gradient_of_pixels(inputs, kernel, upstream):
     channels, filters = kernel.shape[-2:]
     rows, of_rows = tf.reshape(inputs, (-1, channels)), tf.reshape(upstream, (-1, filters))
-    of_inputs = tf.matmul(of_rows, tf.reshape(kernel, (channels, filters)), transpose_b=True)
+    matrix = tf.reshape(kernel, (channels, filters))
+    if filters > channels:
+        # oneDNN loses more by transposing such a matrix as it goes than the transpose takes.
+        of_inputs = tf.matmul(of_rows, tf.transpose(matrix))
+    else:
+        of_inputs = tf.matmul(of_rows, matrix, transpose_b=True)
     return _as_images(of_inputs, inputs), tf.reshape(tf.matmul(rows, of_rows, transpose_a=True), kernel.shape)
 
 

@@ -12,7 +12,7 @@ from nfnet_keras.tensorflow_ahead import compiled
 from nfnet_keras.tensorflow_calls import TracedOnce, gradient_of
 from nfnet_keras.tensorflow_convolution import convolution_for, uses_onednn
 from nfnet_keras.tensorflow_fusion import is_large
-from nfnet_keras.tensorflow_step import shares_processor
+from nfnet_keras.tensorflow_step import likely_batch, shares_processor
 
 # Added to the variance where a floor takes the place of it: too little to change a number above any floor.
 _TINY = 1e-30
@@ -85,9 +85,11 @@ def _keeps(inputs, kernel) -> bool:
     """Whether the standardised kernel is kept for the gradient."""
     if shares_processor():
         return True
+    if None in inputs.shape[1:]:
+        return False
+    images = likely_batch(inputs)
     # A step with one image is one of kernels: there, memory is what they take.
-    several = inputs.shape.is_fully_defined() and inputs.shape[0] > 1
-    return several and inputs.shape.num_elements() >= math.prod(kernel.shape)
+    return images > 1 and images * math.prod(inputs.shape[1:]) >= math.prod(kernel.shape)
 
 
 def _order(inputs, kernel) -> str:

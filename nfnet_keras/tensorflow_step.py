@@ -198,6 +198,23 @@ def shared_constant(value, dtype=tf.int32):
     return constants[value, dtype]
 
 
+def likely_batch(images) -> int:
+    """Returns the number of images of a batch, or what it is likely to be where the graph does not tell.
+
+    Args:
+        images: Tensor, the images along its first axis.
+
+    Returns:
+        The number; 8 where it is not known.
+
+    Example:
+
+    >>> likely_batch(tf.ones((2, 4, 4, 3))), likely_batch(tf.TensorSpec((None, 4, 4, 3)))
+    (2, 8)
+    """
+    return 8 if images.shape[0] is None else images.shape[0]
+
+
 def euclidean_norm(x, axes: Sequence[int]):
     """Euclidean norm over some axes, as one operation that does not write the squares to memory.
 

@@ -2,8 +2,8 @@
 
 A 3 x 3 convolution of stride 1 takes twelve products of a row of images and a row of the kernel for four rows of
 outputs. Winograd's algorithm takes six, of sums of rows. Its gradients are of the same form: six products in place of
-twelve for that by the inputs, and for that by the kernel. The products stay convolutions, 1 x 3 now; the sums are passes
-over memory that XLA compiles.
+twelve for that by the inputs, and for that by the kernel. The products stay convolutions, 1 x 3 now; the sums are
+passes over memory that XLA compiles.
 
 Source: Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks", <https://arxiv.org/abs/1509.09308>; the
 points: Barabasz et al. 2020, "Error analysis and improving the accuracy of Winograd convolution for deep neural
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from nfnet_keras.tensorflow_ahead import compiled
-from nfnet_keras.tensorflow_step import shared_constant
+from nfnet_keras.tensorflow_step import likely_batch, shared_constant
 
 # Rows of outputs that are computed together.
 ROWS = 4
@@ -79,19 +79,20 @@ def pays(inputs, kernel) -> bool:
         kernel: Tensor of shape (3, 3, inputs of a group, outputs).
 
     Returns:
-        `True` or `False`; `False` where a size is not known.
+        `True` or `False`; `False` where another size than the batch's is not known.
 
     Example:
 
-    >>> pays(tf.ones((8, 12, 12, 128)), tf.ones((3, 3, 128, 128))), pays(tf.ones((1, 8, 8, 64)), tf.ones((3, 3, 64, 64)))
+    >>> kernel = tf.ones((3, 3, 128, 128))
+    >>> pays(tf.ones((8, 12, 12, 128)), kernel), pays(tf.ones((1, 8, 8, 128)), kernel)
     (True, False)
     """
-    if not inputs.shape.is_fully_defined() or inputs.dtype != tf.float32:
+    images, (_, height, width, _) = likely_batch(inputs), inputs.shape
+    if None in (height, width) or inputs.dtype != tf.float32:
         return False
-    batch, height, width, _ = inputs.shape
     few_wasted = ROWS * math.ceil(height / ROWS) <= _MOST_WASTE * height
     # A step with one image is one of kernels: there, memory is what they take.
-    several = batch > 1 and batch * height * width >= MIN_PIXELS
+    several = images > 1 and images * height * width >= MIN_PIXELS
     return few_wasted and several and min(kernel.shape[2:]) >= MIN_CHANNELS
 
 
@@ -139,15 +140,16 @@ def _transposed(factors: list) -> list:
 
 def _in_fours(images):
     """Returns every fourth row together, from the first, second, third and fourth; zeros for those that are missing."""
-    batch, height, width, channels = images.shape
-    images = tf.pad(images, ((0, 0), (0, -height % ROWS), (0, 0), (0, 0)))
-    return tf.unstack(tf.reshape(images, (batch, -1, ROWS, width, channels)), axis=2)
+    _, height, width, channels = images.shape
+    fours = math.ceil(height / ROWS)
+    images = tf.pad(images, ((0, 0), (0, fours * ROWS - height), (0, 0), (0, 0)))
+    return tf.unstack(tf.reshape(images, (-1, fours, ROWS, width, channels)), axis=2)
 
 
 def _from_fours(rows: Sequence, height: int):
     """Returns images of a height; the other way round."""
-    batch, _, width, channels = rows[0].shape
-    return tf.reshape(tf.stack(rows, 2), (batch, -1, width, channels))[:, :height]
+    _, fours, width, channels = rows[0].shape
+    return tf.reshape(tf.stack(rows, 2), (-1, fours * ROWS, width, channels))[:, :height]
 
 
 def _moved(rows, by: int):

@@ -232,5 +232,10 @@ def test_a_standardised_kernel_is_kept_or_computed_again(keeps):
 def test_a_standardised_kernel_is_kept_where_inputs_are_larger(shape, keeps):
     kernel = tf.ones((3, 3, 8, 8))
     assert standardization._keeps(tf.ones(shape), kernel) == keeps
-    any_number = tf.TensorSpec((None, *shape[1:]))
-    assert not standardization._keeps(any_number, kernel)
+
+
+def test_a_standardised_kernel_and_batches_of_any_number():
+    kernel = tf.ones((3, 3, 8, 8))
+    for shape, keeps in (((None, 6, 6, 8), True), ((None, 3, 3, 8), True), ((None, 3, 2, 8), False)):
+        assert standardization._keeps(tf.TensorSpec(shape), kernel) == keeps
+    assert not standardization._keeps(tf.TensorSpec((8, None, 6, 8)), kernel)
