@@ -38,11 +38,11 @@ _Rows = tuple[tuple[float, ...], ...]
 def _factors(points: Sequence[float]) -> tuple[_Rows, _Rows, _Rows]:
     """Returns the factors of rows of images, of rows of the kernel and of the products (Toom and Cook's algorithm).
 
-    A row of the kernel and of images are polynomials, their product is known by its values at as many points as it has
-    coefficients, infinity for one; a convolution that gives four numbers is the transpose of such a product.
+    Three rows of a kernel and four others are coefficients of two polynomials, whose product is known by its values at
+    six points, infinity for one. A convolution with these three that gives four rows is the transpose of that product.
 
     Args:
-        points: Five numbers.
+        points: Five different numbers.
 
     Returns:
         For each product the factors of six rows of images, and of three rows of the kernel; for each row of outputs

@@ -363,6 +363,19 @@ report([name in sys.modules for name in ("tensorflow", "jax", "sklearn", "torch"
     assert new_process(code, env=env, root=str(BENCHMARKS.parent)) == [True, False, False, False]
 
 
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_sides_have_all_that_their_backend_needs(backend, new_process):
+    code = """
+import sys
+sys.path.insert(0, root)
+from benchmarks.sides import as_installed
+as_installed("openvino")
+import keras
+report([float(keras.ops.sum(keras.ops.ones((2, 3)))), "sklearn" in sys.modules])
+"""
+    assert new_process(code, env={"KERAS_BACKEND": backend}, root=str(BENCHMARKS.parent)) == [6.0, False]
+
+
 def test_what_a_plain_installation_does_not_bring(monkeypatch):
     owners = {"a": ["A_b"], "c": ["c.d"], "e": ["e"], "f": ["f", "c-d"], "g": ["g"]}
     requires = {"a-b": ["C.d>=2 ; python_version > '3'", "E ; extra == 'more'"], "c-d": None}

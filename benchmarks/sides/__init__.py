@@ -55,9 +55,10 @@ def as_installed(*extras: str) -> None:
     Keras is imported.
 
     Args:
-        *extras: Of this package, that the installation has besides.
+        *extras: Of this package, that the installation has besides; that of the backend in KERAS_BACKEND it has anyway.
     """
-    _Installed.hidden = not_installed("nfnet-keras", *extras) - {os.environ.get("KERAS_BACKEND")}
+    # JAX and PyTorch are extras of their own names, and bring more modules than the one of that name.
+    _Installed.hidden = not_installed("nfnet-keras", *extras, os.environ.get("KERAS_BACKEND", "tensorflow"))
     place = sys.meta_path.index(importlib.machinery.PathFinder)
     sys.meta_path[place] = _Installed
 
