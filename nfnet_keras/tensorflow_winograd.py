@@ -31,11 +31,10 @@ MIN_CHANNELS = 64
 # Rows that may be computed for each that is wanted, where their number is no multiple of four.
 _MOST_WASTE = 1.2
 
+_Factors = tuple[tuple[float, ...], ...]
 
-_Rows = tuple[tuple[float, ...], ...]
 
-
-def _factors(points: Sequence[float]) -> tuple[_Rows, _Rows, _Rows]:
+def _factors(points: Sequence[float]) -> tuple[_Factors, _Factors, _Factors]:
     """Returns the factors of rows of images, of rows of the kernel and of the products (Toom and Cook's algorithm).
 
     Three rows of a kernel and four others are coefficients of two polynomials, whose product is known by its values at
@@ -134,7 +133,7 @@ def _combined(factors: Sequence[float], tensors: Sequence):
     return functools.reduce(tf.add, terms)
 
 
-def _transposed(factors: list) -> list:
+def _transposed(factors: _Factors) -> list:
     return [list(column) for column in zip(*factors, strict=True)]
 
 

@@ -52,7 +52,7 @@ def test_it_rounds_little_more_than_the_direct_convolution():
         return [np.sqrt(np.mean((a - b.numpy()) ** 2) / np.mean(b**2)) for a, b in zip(found, exact, strict=True)]
 
     for rows, plain in zip(errors(winograd.along_rows(*direct)), errors(direct), strict=True):
-        # With the points 0, 1, -1, 2 and -2 it would be 4e-7 to 1e-6.
+        # Measured: 1.4 times the direct one's for outputs and inputs, 1.9 for kernels, where that is small.
         assert rows < max(3 * plain, 3e-7)
 
 
@@ -128,7 +128,7 @@ def test_layer(groups, data_format, batch, monkeypatch):
     layer(x)
     layer.bias.assign(numbers((128,), 5))
     taken = []
-    monkeypatch.setattr(convolution, "pays", lambda *tensors: taken.append(1) or winograd.pays(*tensors))
+    monkeypatch.setattr(convolution, "pays", lambda *tensors: taken.append(winograd.pays(*tensors)) or taken[-1])
     found = []
     for compiles in (fusion.compiles, lambda tensor: False):
         monkeypatch.setattr(fusion, "compiles", compiles)
@@ -147,6 +147,6 @@ def test_layer(groups, data_format, batch, monkeypatch):
             return [y, *first, *outer.gradient(again, [x, layer.kernel.value])]
 
         found.append(compute(x))
-        assert taken
+        assert taken and all(taken)
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
