@@ -94,6 +94,8 @@ def convolution_for(settings: CPUConvolution) -> Convolution:
         return of_inputs if last else tf.transpose(of_inputs, (0, 3, 1, 2)), tf.cast(of_kernel, kernel.dtype)
 
     def gradient_of_bias(upstream):
+        if last and upstream.dtype == tf.float32 and uses_onednn():
+            return _column_sums(tf.reshape(upstream, (-1, upstream.shape[-1])))
         if upstream.dtype.size >= 4:
             return tf.raw_ops.BiasAddGrad(out_backprop=upstream, data_format="NHWC" if last else "NCHW")
         # On a CPU, TensorFlow's own in bfloat16 is summed in bfloat16, where 256 + 1 is 256.
@@ -126,6 +128,11 @@ def _or_along_rows(convolve: Callable, derive: Callable, products: tuple[Callabl
         return (derive_rows if pays(inputs, kernel) else derive)(inputs, kernel, upstream)
 
     return forward, gradient
+
+
+def _column_sums(matrix):
+    # oneDNN multiplies by a row of ones in half of the time that TensorFlow takes to sum.
+    return tf.squeeze(tf.matmul(tf.ones((1, tf.shape(matrix)[0])), matrix), 0)
 
 
 def _with_bias(outputs, bias):
