@@ -23,7 +23,7 @@ from nfnet_keras.tensorflow_step import likely_batch, shared_constant
 ROWS = 4
 
 # Pixels of a batch from which on the products save more than the sums of the kernel take.
-MIN_PIXELS = 500
+MIN_PIXELS = 1000
 
 # Inputs of a group and outputs from which on the products save more than the sums of images take.
 MIN_CHANNELS = 64

@@ -60,6 +60,20 @@ def test_gradient_of_a_bias_is_not_summed_in_half_precision(dtype, smallest, dat
     assert compute(x).numpy().tolist() == [4 * 64 * 64] * 4
 
 
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("batch", [0, 1, 5, None])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_gradient_of_a_bias_is_the_sum_of_all_pixels(onednn, batch, data_format, monkeypatch):
+    monkeypatch.setattr(convolution, "uses_onednn", lambda: onednn)
+    settings = CPUConvolution((3, 3), (1, 1), "same", (1, 1), 1, data_format, (0, 0))
+    found = convolution.convolution_for.__wrapped__(settings).gradient_of_bias
+    shape = (9, 70, 30) if data_format == "channels_first" else (70, 30, 9)
+    compute = tf.function(found, input_signature=[tf.TensorSpec((batch, *shape))])
+    upstream = np.random.default_rng(0).normal(1, 1, (5 if batch is None else batch, *shape)).astype("float32")
+    exact = upstream.sum((0, 2, 3) if data_format == "channels_first" else (0, 1, 2), dtype="float64")
+    np.testing.assert_allclose(compute(upstream), exact, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("value", "expected"), [(1.0, 3600.0), (20.0, np.inf)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_gradient_of_a_kernel_in_float16(groups, value, expected):

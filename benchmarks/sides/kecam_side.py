@@ -144,10 +144,16 @@ class Training(KecamSide):
         self.losses = []
 
     def feed(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self.images, self.labels = images, labels
+        # `train_on_batch` makes a data set for each step, and may wait for its tuning thread as it goes: up to a second
+        # of a step of nine.
+        options = self.tf.data.Options()
+        options.autotune.enabled = False
+        data = self.tf.data.Dataset.from_tensors((images, labels)).repeat().with_options(options)
+        self.batches, self.step = iter(data), self.model.make_train_function()
 
     def run(self) -> None:
-        self.losses.append(float(self.model.train_on_batch(self.images, self.labels, reset_metrics=True)))
+        self.model.reset_metrics()
+        self.losses.append(float(self.step(self.batches)["loss"]))
 
     def outputs(self) -> np.ndarray:
         return np.array(self.losses[:3])
