@@ -71,7 +71,8 @@ def test_gradient_of_a_bias_is_the_sum_of_all_pixels(onednn, batch, data_format,
     compute = tf.function(found, input_signature=[tf.TensorSpec((batch, *shape))])
     upstream = np.random.default_rng(0).normal(1, 1, (5 if batch is None else batch, *shape)).astype("float32")
     exact = upstream.sum((0, 2, 3) if data_format == "channels_first" else (0, 1, 2), dtype="float64")
-    np.testing.assert_allclose(compute(upstream), exact, rtol=1e-6)
+    # TensorFlow's own sum of five images is off by up to 3e-6.
+    np.testing.assert_allclose(compute(upstream), exact, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1.0, 3600.0), (20.0, np.inf)])
