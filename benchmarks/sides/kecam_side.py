@@ -144,8 +144,8 @@ class Training(KecamSide):
         self.losses = []
 
     def feed(self, images: np.ndarray, labels: np.ndarray) -> None:
-        # `train_on_batch` makes a data set for each step, and may wait for its tuning thread as it goes: up to a second
-        # of a step of nine.
+        # `train_on_batch` makes a data set for each step, and may wait for its tuning thread as it goes: nearly as
+        # long again as the step takes.
         options = self.tf.data.Options()
         options.autotune.enabled = False
         data = self.tf.data.Dataset.from_tensors((images, labels)).repeat().with_options(options)
