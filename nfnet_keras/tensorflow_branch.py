@@ -1,11 +1,14 @@
 """What a residual branch is multiplied by, in a TensorFlow training step on a CPU.
 
-Attention, stochastic depth and the skip gain each multiply the branch by a number for an image and a channel. Layer by
-layer that is a pass over memory each, and three more for their gradients. Here the numbers are multiplied instead, and
-the branch once.
+Attention, stochastic depth and the skip gain each multiply the branch by a number for an image and a channel, and then
+it is added to its shortcut. Layer by layer that is a pass over memory each, and three more for their gradients. Here
+the numbers are multiplied instead, and the branch once, in the pass that adds it. The other way round, the gradient of
+that product and that of the means which attention looks at are one pass too.
 """
 
 import tensorflow as tf
+
+from nfnet_keras.tensorflow_ahead import compiled
 
 
 def times(x, factor):
@@ -27,8 +30,9 @@ def times(x, factor):
     # A tensor that is left out is not computed: nothing else needs it.
     x, earlier = getattr(x, "_nfnet_keras_product", (x, None))
     factor = factor if earlier is None else tf.multiply(earlier, factor)
-    if len(factor.shape) != 4:
+    if len(x.shape) != 4:
         return tf.multiply(x, factor)
+    factor = factor if len(factor.shape) == 4 else tf.reshape(factor, (1, 1, 1, 1))
     product = _times(x, factor)
     product._nfnet_keras_product = (x, factor)
     return product
@@ -36,19 +40,58 @@ def times(x, factor):
 
 @tf.custom_gradient
 def _times(x, factor):
-    def gradient(upstream):
-        axes = [axis for axis in range(4) if factor.shape[axis] == 1]
-        # Sums of half-precision numbers stop growing early.
-        a, b = (upstream, x) if x.dtype.size >= 4 else (tf.cast(upstream, tf.float32), tf.cast(x, tf.float32))
-        of_factor = tf.reduce_sum(tf.multiply(a, b), axes, keepdims=True)
-        return tf.multiply(upstream, factor), tf.cast(of_factor, factor.dtype)
+    return tf.multiply(x, factor), lambda upstream: _gradient_of_product(x, factor, upstream)
 
-    return tf.multiply(x, factor), gradient
+
+def _gradient_of_product(x, factor, upstream):
+    axes = [axis for axis in range(4) if factor.shape[axis] == 1]
+    # Sums of half-precision numbers stop growing early.
+    a, b = (upstream, x) if x.dtype.size >= 4 else (tf.cast(upstream, tf.float32), tf.cast(x, tf.float32))
+    of_factor = tf.reduce_sum(tf.multiply(a, b), axes, keepdims=True)
+    of_images = tf.multiply(upstream, factor)
+    # Not computed either, where `with_means` takes what it is made of.
+    of_images._nfnet_keras_product = (upstream, factor)
+    return of_images, tf.cast(of_factor, factor.dtype)
+
+
+def plus(shortcut, branch):
+    """Adds a residual branch to its shortcut, in one pass with what the branch is multiplied by.
+
+    Args:
+        shortcut: Tensor of shape (batch, height, width, channels).
+        branch: Tensor of that shape.
+
+    Returns:
+        Tensor of that shape.
+
+    Example:
+
+    >>> x = tf.ones((1, 2, 2, 1))
+    >>> tf.function(lambda x: plus(x, times(x, tf.fill((1, 1, 1, 1), 2.0))))(x).numpy().ravel().tolist()
+    [3.0, 3.0, 3.0, 3.0]
+    """
+    x, factor = getattr(branch, "_nfnet_keras_product", (branch, None))
+    return tf.add(shortcut, branch) if factor is None else _plus_product(shortcut, x, factor)
+
+
+@tf.custom_gradient
+def _plus_product(shortcut, x, factor):
+    def gradient(upstream):
+        return (upstream, *_gradient_of_product(x, factor, upstream))
+
+    return _product_and_sum(x, factor, shortcut), gradient
+
+
+@compiled
+def _product_and_sum(x, factor, addend):
+    return x * factor + addend
 
 
 @tf.custom_gradient
 def with_means(x):
     """Returns images and the means of their channels; the gradients of both meet in one pass over memory.
+
+    With `times` behind, that pass has its product in it.
 
     Args:
         x: Tensor of shape (batch, height, width, channels), of known height and width.
@@ -63,7 +106,8 @@ def with_means(x):
     """
 
     def gradient(of_images, of_means):
-        of_each = tf.multiply(of_means, tf.constant(1 / (x.shape[1] * x.shape[2]), x.dtype))
-        return tf.add(of_images, of_each[:, None, None, :])
+        of_each = tf.multiply(of_means, tf.constant(1 / (x.shape[1] * x.shape[2]), x.dtype))[:, None, None, :]
+        product = getattr(of_images, "_nfnet_keras_product", None)
+        return tf.add(of_images, of_each) if product is None else _product_and_sum(*product, of_each)
 
     return (tf.identity(x), tf.reduce_mean(x, (1, 2))), gradient

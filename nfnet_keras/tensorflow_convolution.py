@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
 
 from nfnet_keras.layers.grouped_conv2d import CPUConvolution
 from nfnet_keras.tensorflow_calls import gradient_of
+from nfnet_keras.tensorflow_step import likely_batch
 from nfnet_keras.tensorflow_winograd import along_rows, pays
 
 
@@ -150,13 +152,22 @@ def _pixels(inputs, kernel, bias):
 def _gradient_of_pixels(inputs, kernel, upstream):
     channels, filters = kernel.shape[-2:]
     rows, of_rows = tf.reshape(inputs, (-1, channels)), tf.reshape(upstream, (-1, filters))
-    matrix = tf.reshape(kernel, (channels, filters))
-    if filters > channels:
-        # oneDNN loses more by transposing such a matrix as it goes than the transpose takes.
-        of_inputs = tf.matmul(of_rows, tf.transpose(matrix))
-    else:
-        of_inputs = tf.matmul(of_rows, matrix, transpose_b=True)
+    sizes = inputs.shape[1:-1]
+    pixels = 0 if None in sizes else likely_batch(inputs) * math.prod(sizes)
+    of_inputs = _by_transposed(of_rows, tf.reshape(kernel, (channels, filters)), pixels > filters)
     return _as_images(of_inputs, inputs), tf.reshape(tf.matmul(rows, of_rows, transpose_a=True), kernel.shape)
+
+
+def _by_transposed(rows, matrix, many: bool):
+    """Multiplies rows, more of them than the matrix has columns or not, by the transpose of a matrix."""
+    if not uses_onednn():
+        # Eigen loses more by reading a matrix the other way than the transpose takes.
+        return tf.matmul(rows, tf.transpose(matrix))
+    channels, filters = matrix.shape
+    if rows.dtype != tf.float32 or (many and filters < channels):
+        return tf.matmul(rows, matrix, transpose_b=True)
+    # One product of a batch: oneDNN has another kernel for these, which loses nothing by the transpose.
+    return tf.squeeze(tf.matmul(rows[None], matrix[None], transpose_b=True), 0)
 
 
 def _as_images(rows, like):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from nfnet_keras.layers import EfficientChannelAttention, SkipGain, SqueezeExcite, StochasticDepth
+from nfnet_keras.layers import EfficientChannelAttention, ResidualAdd, SkipGain, SqueezeExcite, StochasticDepth
 
 tf = pytest.importorskip("tensorflow")
 branch = pytest.importorskip("nfnet_keras.tensorflow_branch")
@@ -13,8 +13,19 @@ COMPILES = getattr(fusion, "compiles", None)
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's")
 
 
-def both_ways(layers, x, monkeypatch) -> tuple[list, list]:
-    """Returns outputs and gradients with products put together and without, and the products of whole images."""
+MAKERS = {
+    "squeeze": SqueezeExcite,
+    "channels": EfficientChannelAttention,
+    "gain": lambda **options: SkipGain(0.2, initializer=keras.initializers.Constant(0.6), **options),
+    "depth": lambda **options: StochasticDepth(0.4, seed=5, **options),
+}
+
+
+def both_ways(layers, x, monkeypatch, shortcut=None) -> tuple[list, list]:
+    """Returns outputs and gradients with products put together and without, and the products of whole images.
+
+    With a shortcut, the products are those of outputs and gradients.
+    """
     results, products = [], []
     for compiles in (COMPILES, lambda tensor: False):
         monkeypatch.setattr(fusion, "compiles", compiles)
@@ -24,40 +35,58 @@ def both_ways(layers, x, monkeypatch) -> tuple[list, list]:
                 layer.seed_generator.state.assign([5, 0])
 
         @tf.function(autograph=False)
-        def compute(x):
+        def compute(x, beside):
             with tf.GradientTape() as tape:
-                tape.watch(x)
+                tape.watch((x, beside))
                 y = x
                 for layer in layers:
                     training = {"training": True} if layer._call_has_training_arg else {}
                     y = layer(y, **training)
+                y = y if shortcut is None else ResidualAdd(dtype=x.dtype.name)([beside, y])
                 loss = tf.reduce_sum(tf.sin(tf.cast(y, tf.float32)))
-            return [y, *tape.gradient(loss, [x, *(v.value for layer in layers for v in layer.trainable_variables)])]
+            sources = [x] + ([] if shortcut is None else [beside])
+            weights = [v.value for layer in layers for v in layer.trainable_variables]
+            return [y, *tape.gradient(loss, sources + weights)]
 
-        results.append([np.asarray(each, "float32") for each in compute(x)])
-        graph = compute.get_concrete_function(x).graph.as_graph_def()
-        pruned = tf.compat.v1.graph_util.extract_sub_graph(graph, [compute.get_concrete_function(x).outputs[0].op.name])
+        arguments = x, x if shortcut is None else shortcut
+        results.append([np.asarray(each, "float32") for each in compute(*arguments)])
+        function = compute.get_concrete_function(*arguments)
+        wanted = [output.op.name for output in (function.outputs[:1] if shortcut is None else function.outputs)]
+        pruned = tf.compat.v1.graph_util.extract_sub_graph(function.graph.as_graph_def(), wanted)
         names = {node.name for node in pruned.node if node.op == "Mul"}
-        operations = compute.get_concrete_function(x).graph.get_operations()
+        operations = function.graph.get_operations()
         products.append(sum(op.name in names and op.outputs[0].shape == x.shape for op in operations))
     return results, products
 
 
-@pytest.mark.parametrize("attention", [SqueezeExcite, EfficientChannelAttention])
-@pytest.mark.parametrize("behind", [[], ["gain"], ["depth", "gain"], ["depth"]], ids=str)
-def test_attention_and_what_follows_it(attention, behind, monkeypatch):
-    makers = {
-        "gain": lambda: SkipGain(0.2, initializer=keras.initializers.Constant(0.6)),
-        "depth": lambda: StochasticDepth(0.4, seed=5),
-    }
-    layers = [attention(), *(makers[name]() for name in behind)]
-    x = tf.random.stateless_normal((6, 5, 4, 16), (1, 2))
+def layers_for(names, x) -> list:
+    layers = [MAKERS[name](dtype="float32" if x.dtype == tf.float32 else "mixed_bfloat16") for name in names]
     for layer in layers:
         layer(x)
-    (together, apart), products = both_ways(layers, x, monkeypatch)
+    return layers
+
+
+@pytest.mark.parametrize("attention", ["squeeze", "channels"])
+@pytest.mark.parametrize("behind", [[], ["gain"], ["depth", "gain"], ["depth"]], ids=str)
+def test_attention_and_what_follows_it(attention, behind, monkeypatch):
+    x = tf.random.stateless_normal((6, 5, 4, 16), (1, 2))
+    (together, apart), products = both_ways(layers_for([attention, *behind], x), x, monkeypatch)
     for a, b in zip(together, apart, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6 * max(np.abs(b).max(), 1))
     assert products == [1, 1 + len(behind)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("names", [["gain"], ["squeeze", "gain"], ["channels", "depth", "gain"], ["squeeze"]], ids=str)
+def test_a_branch_and_its_shortcut(names, dtype, monkeypatch):
+    x, shortcut = (tf.random.stateless_normal((6, 5, 4, 16), (1, seed), dtype=dtype) for seed in (2, 3))
+    (together, apart), products = both_ways(layers_for(names, x), x, monkeypatch, shortcut)
+    for a, b in zip(together, apart, strict=True):
+        np.testing.assert_allclose(a, b, atol=(2e-6 if dtype == "float32" else 2e-2) * max(np.abs(b).max(), 1))
+    # That in the sine's gradient, and that which is summed for the gradient of the factor. Without means, the gradient
+    # of the images is a product of its own.
+    assert products[0] == (3 if names == ["gain"] else 2)
+    assert products[1] >= 2 + 2 * len(names)
 
 
 @pytest.mark.parametrize("shape", [(4, 16), (4, 7, 16), (4, 5, 4, 16)], ids=str)

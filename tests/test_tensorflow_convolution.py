@@ -75,6 +75,33 @@ def test_gradient_of_a_bias_is_the_sum_of_all_pixels(onednn, batch, data_format,
     np.testing.assert_allclose(compute(upstream), exact, rtol=1e-5)
 
 
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("batch", [0, 1, 40, None])
+@pytest.mark.parametrize(("channels", "filters"), [(12, 30), (30, 12), (20, 20)])
+def test_gradient_of_a_product(onednn, dtype, batch, channels, filters, monkeypatch):
+    monkeypatch.setattr(convolution, "uses_onednn", lambda: onednn)
+    settings = CPUConvolution((1, 1), (1, 1), "same", (1, 1), 1, "channels_last", (0, 0))
+    rng, images = np.random.default_rng(0), 5 if batch is None else batch
+    x, kernel = rng.standard_normal((images, 3, 2, channels)), rng.standard_normal((1, 1, channels, filters))
+    upstream = rng.standard_normal((images, 3, 2, filters))
+    x, kernel, upstream = (tf.cast(each, dtype) for each in (x, kernel, upstream))
+    specs = [tf.TensorSpec((batch, 3, 2, channels), dtype), tf.TensorSpec((batch, 3, 2, filters), dtype)]
+
+    @tf.function(input_signature=specs)
+    def compute(x, upstream):
+        return convolution.convolution_for.__wrapped__(settings).gradient(x, kernel, upstream)
+
+    x, kernel, upstream, of_inputs, of_kernel = (
+        np.asarray(tf.cast(each, "float64")) for each in (x, kernel, upstream, *compute(x, upstream))
+    )
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    expected = upstream @ kernel[0, 0].T
+    np.testing.assert_allclose(of_inputs, expected, atol=tolerance * np.abs(expected).max(initial=1))
+    expected = np.einsum("nhwi,nhwo->io", x, upstream)[None, None]
+    np.testing.assert_allclose(of_kernel, expected, atol=tolerance * max(1, np.abs(expected).max()))
+
+
 @pytest.mark.parametrize(("value", "expected"), [(1.0, 3600.0), (20.0, np.inf)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_gradient_of_a_kernel_in_float16(groups, value, expected):

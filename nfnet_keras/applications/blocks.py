@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-from nfnet_keras.layers import ACTIVATION_GAINS, ScaledActivation, SkipGain, StochasticDepth, WSConv2D
+from nfnet_keras.layers import ACTIVATION_GAINS, ResidualAdd, ScaledActivation, SkipGain, StochasticDepth, WSConv2D
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Block:
             out = SkipGain(style.alpha, name=f"{prefix}_skip_gain")(out)
         else:
             out = keras.layers.Rescaling(style.alpha, name=f"{prefix}_alpha")(out)
-        return keras.layers.Add(name=f"{prefix}_add")([shortcut, out])
+        return ResidualAdd(name=f"{prefix}_add")([shortcut, out])
 
     def _shortcut(self, x, style: Style):
         stride, name = self.stride, f"{self.prefix}_shortcut_pool"

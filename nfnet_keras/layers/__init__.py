@@ -5,7 +5,7 @@ from nfnet_keras.layers.channel_attention import EfficientChannelAttention
 from nfnet_keras.layers.dropout import Dropout
 from nfnet_keras.layers.grouped_conv2d import GroupedConv2D
 from nfnet_keras.layers.pooling import SymmetricMaxPooling2D
-from nfnet_keras.layers.residual import SkipGain, StochasticDepth
+from nfnet_keras.layers.residual import ResidualAdd, SkipGain, StochasticDepth
 from nfnet_keras.layers.squeeze_excite import SqueezeExcite
 from nfnet_keras.layers.ws_conv2d import WSConv2D, standardize_kernel
 
@@ -14,6 +14,7 @@ __all__ = [
     "Dropout",
     "EfficientChannelAttention",
     "GroupedConv2D",
+    "ResidualAdd",
     "ScaledActivation",
     "SkipGain",
     "SqueezeExcite",

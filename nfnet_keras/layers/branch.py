@@ -52,3 +52,25 @@ def attend(inputs, factor: Callable, training: bool):
         images, means = with_means(inputs)
         return times(images, factor(means))
     return ops.multiply(inputs, factor(ops.mean(inputs, axis=(1, 2))))
+
+
+def join(shortcut, branch):
+    """Adds a residual branch to its shortcut, in a training step.
+
+    Args:
+        shortcut: Tensor of shape (batch, height, width, channels).
+        branch: Tensor of that shape.
+
+    Returns:
+        Tensor of that shape.
+
+    Example:
+
+    >>> join(ops.ones((1, 2, 2, 1)), ops.ones((1, 2, 2, 1))).shape == (1, 2, 2, 1)
+    True
+    """
+    if trains_as_graph_on_cpu(branch):
+        from nfnet_keras.tensorflow_branch import plus
+
+        return plus(shortcut, branch)
+    return ops.add(shortcut, branch)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from nfnet_keras.layers import Dropout, SkipGain, StochasticDepth
+from nfnet_keras.layers import Dropout, ResidualAdd, SkipGain, StochasticDepth
 
 
 def run(layer, x, **options) -> np.ndarray:
@@ -126,3 +126,18 @@ def test_dropout_in_training_on_every_backend():
     y = run(Dropout(0.25, seed=1), x, training=True)
     assert abs((y == 0).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / x.size)
     np.testing.assert_allclose(y[y != 0], 1 / 0.75, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_residual_add_is_keras_own(count, gradients):
+    values = [np.random.default_rng(i).standard_normal((2, 4, 3, 5)).astype("float32") for i in range(count)]
+    variables = [keras.Variable(value) for value in values]
+    np.testing.assert_allclose(run(ResidualAdd(), values), sum(values), rtol=1e-6, atol=1e-6)
+    found = gradients(lambda: ops.sum(ops.square(ResidualAdd()([v.value for v in variables]))), variables)
+    for gradient in found:
+        np.testing.assert_allclose(gradient, 2 * sum(values), rtol=1e-5, atol=1e-5)
+    inputs = [keras.Input((4, 3, 5)) for _ in values]
+    model = keras.Model(inputs, ResidualAdd(name="sum")(inputs))
+    assert model.output_shape == (None, 4, 3, 5)
+    copy = keras.Model.from_config(model.get_config())
+    np.testing.assert_array_equal(run(copy, values), run(model, values))

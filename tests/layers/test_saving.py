@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from nfnet_keras.layers import ScaledActivation, SkipGain, SqueezeExcite, StochasticDepth, WSConv2D
+from nfnet_keras.layers import ResidualAdd, ScaledActivation, SkipGain, SqueezeExcite, StochasticDepth, WSConv2D
 
 
 def build() -> keras.Model:
@@ -13,7 +13,7 @@ def build() -> keras.Model:
     x = ScaledActivation("gelu", scale=0.5)(x)
     branch = SqueezeExcite(0.5)(WSConv2D(8, 1, use_bias=False)(x))
     branch = SkipGain(0.2)(StochasticDepth(0.5, seed=1)(branch))
-    return keras.Model(inputs, keras.layers.Add()([x, branch]))
+    return keras.Model(inputs, ResidualAdd()([x, branch]))
 
 
 def test_loads_in_a_new_process(tmp_path, new_process):
