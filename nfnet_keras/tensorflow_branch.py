@@ -6,9 +6,15 @@ the numbers are multiplied instead, and the branch once, in the pass that adds i
 that product and that of the means which attention looks at are one pass too.
 """
 
+import math
+
 import tensorflow as tf
 
 from nfnet_keras.tensorflow_ahead import compiled
+from nfnet_keras.tensorflow_step import likely_batch
+
+# Elements of a branch from which on a pass less is worth what XLA takes to compile it.
+MIN_SIZE = 2**20
 
 
 def times(x, factor):
@@ -49,16 +55,17 @@ def _gradient_of_product(x, factor, upstream):
     a, b = (upstream, x) if x.dtype.size >= 4 else (tf.cast(upstream, tf.float32), tf.cast(x, tf.float32))
     of_factor = tf.reduce_sum(tf.multiply(a, b), axes, keepdims=True)
     of_images = tf.multiply(upstream, factor)
-    # Not computed either, where `with_means` takes what it is made of.
-    of_images._nfnet_keras_product = (upstream, factor)
+    if _is_large(x):
+        # Not computed either, where `with_means` takes what it is made of.
+        of_images._nfnet_keras_product = (upstream, factor)
     return of_images, tf.cast(of_factor, factor.dtype)
 
 
 def plus(shortcut, branch):
-    """Adds a residual branch to its shortcut, in one pass with what the branch is multiplied by.
+    """Adds a residual branch to its shortcut, a large one in one pass with what it is multiplied by.
 
     Args:
-        shortcut: Tensor of shape (batch, height, width, channels).
+        shortcut: Tensor of shape (batch, height, width, channels), of known height and width.
         branch: Tensor of that shape.
 
     Returns:
@@ -71,7 +78,11 @@ def plus(shortcut, branch):
     [3.0, 3.0, 3.0, 3.0]
     """
     x, factor = getattr(branch, "_nfnet_keras_product", (branch, None))
-    return tf.add(shortcut, branch) if factor is None else _plus_product(shortcut, x, factor)
+    return tf.add(shortcut, branch) if factor is None or not _is_large(x) else _plus_product(shortcut, x, factor)
+
+
+def _is_large(x) -> bool:
+    return likely_batch(x) * math.prod(x.shape[1:]) >= MIN_SIZE
 
 
 @tf.custom_gradient

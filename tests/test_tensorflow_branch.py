@@ -76,16 +76,18 @@ def test_attention_and_what_follows_it(attention, behind, monkeypatch):
     assert products == [1, 1 + len(behind)]
 
 
+@pytest.mark.parametrize("smallest", [1, 2**20])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("names", [["gain"], ["squeeze", "gain"], ["channels", "depth", "gain"], ["squeeze"]], ids=str)
-def test_a_branch_and_its_shortcut(names, dtype, monkeypatch):
+def test_a_branch_and_its_shortcut(names, dtype, smallest, monkeypatch):
+    monkeypatch.setattr(branch, "MIN_SIZE", smallest)
     x, shortcut = (tf.random.stateless_normal((6, 5, 4, 16), (1, seed), dtype=dtype) for seed in (2, 3))
     (together, apart), products = both_ways(layers_for(names, x), x, monkeypatch, shortcut)
     for a, b in zip(together, apart, strict=True):
         np.testing.assert_allclose(a, b, atol=(2e-6 if dtype == "float32" else 2e-2) * max(np.abs(b).max(), 1))
     # That in the sine's gradient, and that which is summed for the gradient of the factor. Without means, the gradient
     # of the images is a product of its own.
-    assert products[0] == (3 if names == ["gain"] else 2)
+    assert products[0] == (4 if smallest > 1 else 3 if names == ["gain"] else 2)
     assert products[1] >= 2 + 2 * len(names)
 
 
