@@ -66,7 +66,7 @@ def plus(shortcut, branch):
 
     Args:
         shortcut: Tensor of shape (batch, height, width, channels), of known height and width.
-        branch: Tensor of that shape.
+        branch: Tensor of that shape. (Others are added as `tf.add` does.)
 
     Returns:
         Tensor of that shape.
@@ -78,7 +78,8 @@ def plus(shortcut, branch):
     [3.0, 3.0, 3.0, 3.0]
     """
     x, factor = getattr(branch, "_nfnet_keras_product", (branch, None))
-    return tf.add(shortcut, branch) if factor is None or not _is_large(x) else _plus_product(shortcut, x, factor)
+    fits = factor is not None and shortcut.shape.as_list() == x.shape.as_list()
+    return _plus_product(shortcut, x, factor) if fits and _is_large(x) else tf.add(shortcut, branch)
 
 
 def _is_large(x) -> bool:

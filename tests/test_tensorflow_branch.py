@@ -91,6 +91,15 @@ def test_a_branch_and_its_shortcut(names, dtype, smallest, monkeypatch):
     assert products[1] >= 2 + 2 * len(names)
 
 
+def test_a_shortcut_that_is_one_number_a_channel(monkeypatch):
+    monkeypatch.setattr(branch, "MIN_SIZE", 1)
+    x, shortcut = (tf.random.stateless_normal(shape, (1, 2)) for shape in ((6, 5, 4, 16), (6, 1, 1, 16)))
+    (together, apart), _ = both_ways(layers_for(["squeeze", "gain"], x), x, monkeypatch, shortcut)
+    for a, b in zip(together, apart, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, atol=2e-6 * max(np.abs(b).max(), 1))
+
+
 @pytest.mark.parametrize("shape", [(4, 16), (4, 7, 16), (4, 5, 4, 16)], ids=str)
 def test_a_gain_on_any_tensor(shape, monkeypatch):
     layer = SkipGain(0.2, initializer=keras.initializers.Constant(0.6))
