@@ -10,7 +10,7 @@ import math
 
 import tensorflow as tf
 
-from nfnet_keras.tensorflow_ahead import compiled
+from nfnet_keras.tensorflow_fusion import product_and_sum
 from nfnet_keras.tensorflow_step import likely_batch
 
 # Elements of a branch from which on a pass less is worth what XLA takes to compile it.
@@ -91,12 +91,7 @@ def _plus_product(shortcut, x, factor):
     def gradient(upstream):
         return (upstream, *_gradient_of_product(x, factor, upstream))
 
-    return _product_and_sum(x, factor, shortcut), gradient
-
-
-@compiled
-def _product_and_sum(x, factor, addend):
-    return x * factor + addend
+    return product_and_sum(x, factor, shortcut), gradient
 
 
 @tf.custom_gradient
@@ -120,6 +115,6 @@ def with_means(x):
     def gradient(of_images, of_means):
         of_each = tf.multiply(of_means, tf.constant(1 / (x.shape[1] * x.shape[2]), x.dtype))[:, None, None, :]
         product = getattr(of_images, "_nfnet_keras_product", None)
-        return tf.add(of_images, of_each) if product is None else _product_and_sum(*product, of_each)
+        return tf.add(of_images, of_each) if product is None else product_and_sum(*product, of_each)
 
     return (tf.identity(x), tf.reduce_mean(x, (1, 2))), gradient

@@ -92,9 +92,24 @@ def _scaled(function: Callable) -> TracedOnce:
     )
 
 
-@functools.cache
-def _decay() -> Callable:
-    return compiled(lambda gradient, weights, weight_decay: gradient + weights * weight_decay)
+@compiled
+def product_and_sum(x, factor, addend):
+    """Computes `x * factor + addend` in one pass over memory.
+
+    Args:
+        x: Tensor.
+        factor: Tensor that broadcasts with it.
+        addend: Tensor that broadcasts with both.
+
+    Returns:
+        Tensor.
+
+    Example:
+
+    >>> float(product_and_sum(tf.constant(2.0), tf.constant(3.0), tf.constant(4.0)))
+    10.0
+    """
+    return x * factor + addend
 
 
 def add_decay(gradient, variable, weight_decay: float):
@@ -120,5 +135,5 @@ def add_decay(gradient, variable, weight_decay: float):
         weights = tf.convert_to_tensor(variable)
         constant = shared_constant(weight_decay, weights.dtype)
         if runs_on_cpu() and compiles(gradient) and is_large(gradient):
-            return _decay()(gradient, weights, constant)
+            return product_and_sum(weights, constant, gradient)
         return gradient + weights * constant

@@ -21,7 +21,7 @@ MAKERS = {
 }
 
 
-def both_ways(layers, x, monkeypatch, shortcut=None) -> tuple[list, list]:
+def both_ways(layers, x, monkeypatch, *shortcut) -> tuple[list, list]:
     """Returns outputs and gradients with products put together and without, and the products of whole images.
 
     With a shortcut, the products are those of outputs and gradients.
@@ -35,23 +35,21 @@ def both_ways(layers, x, monkeypatch, shortcut=None) -> tuple[list, list]:
                 layer.seed_generator.state.assign([5, 0])
 
         @tf.function(autograph=False)
-        def compute(x, beside):
+        def compute(x, *shortcut):
             with tf.GradientTape() as tape:
-                tape.watch((x, beside))
+                tape.watch((x, *shortcut))
                 y = x
                 for layer in layers:
                     training = {"training": True} if layer._call_has_training_arg else {}
                     y = layer(y, **training)
-                y = y if shortcut is None else ResidualAdd(dtype=x.dtype.name)([beside, y])
+                y = ResidualAdd(dtype=x.dtype.name)([*shortcut, y]) if shortcut else y
                 loss = tf.reduce_sum(tf.sin(tf.cast(y, tf.float32)))
-            sources = [x] + ([] if shortcut is None else [beside])
             weights = [v.value for layer in layers for v in layer.trainable_variables]
-            return [y, *tape.gradient(loss, sources + weights)]
+            return [y, *tape.gradient(loss, [x, *shortcut, *weights])]
 
-        arguments = x, x if shortcut is None else shortcut
-        results.append([np.asarray(each, "float32") for each in compute(*arguments)])
-        function = compute.get_concrete_function(*arguments)
-        wanted = [output.op.name for output in (function.outputs[:1] if shortcut is None else function.outputs)]
+        results.append([np.asarray(each, "float32") for each in compute(x, *shortcut)])
+        function = compute.get_concrete_function(x, *shortcut)
+        wanted = [output.op.name for output in (function.outputs if shortcut else function.outputs[:1])]
         pruned = tf.compat.v1.graph_util.extract_sub_graph(function.graph.as_graph_def(), wanted)
         names = {node.name for node in pruned.node if node.op == "Mul"}
         operations = function.graph.get_operations()

@@ -55,7 +55,7 @@ def attend(inputs, factor: Callable, training: bool):
 
 
 def join(shortcut, branch):
-    """Adds a residual branch to its shortcut, in a training step.
+    """Adds a residual branch to its shortcut.
 
     Args:
         shortcut: Tensor of shape (batch, height, width, channels).

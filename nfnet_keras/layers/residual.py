@@ -117,8 +117,8 @@ class SkipGain(keras.layers.Layer):
 class ResidualAdd(keras.layers.Add):
     """Sum of a shortcut and of the residual branch beside it.
 
-    `keras.layers.Add` of the two, whose arguments it takes. In a TensorFlow training step on a CPU, what the branch is
-    multiplied by (attention, stochastic depth, the skip gain) and the sum are one pass over memory.
+    `keras.layers.Add` of the two, whose arguments it takes. In a TensorFlow training step on a CPU, what a large
+    branch is multiplied by (attention, stochastic depth, the skip gain) and the sum are one pass over memory.
 
     Call arguments:
         inputs: List of the shortcut and the residual branch, tensors of one shape.
