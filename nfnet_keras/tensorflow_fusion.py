@@ -92,7 +92,9 @@ def _scaled(function: Callable) -> TracedOnce:
     )
 
 
-@compiled
+_product_and_sum = compiled(lambda x, factor, addend: x * factor + addend)
+
+
 def product_and_sum(x, factor, addend):
     """Computes `x * factor + addend` in one pass over memory.
 
@@ -109,7 +111,7 @@ def product_and_sum(x, factor, addend):
     >>> float(product_and_sum(tf.constant(2.0), tf.constant(3.0), tf.constant(4.0)))
     10.0
     """
-    return x * factor + addend
+    return _product_and_sum(x, factor, addend)
 
 
 def add_decay(gradient, variable, weight_decay: float):
