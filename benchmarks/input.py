@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from benchmarks import input_sides
 from benchmarks.environments import environment_for
 from benchmarks.input_sides import Case
-from benchmarks.results import Part, Requirement, Result, main
+from benchmarks.results import Part, Requirement, Result, main, unless_quick
 
 BATCH = 128
 IMAGES, FOLDERS = 256, 8
@@ -155,7 +155,7 @@ def run(options) -> Iterator[Part]:
         for about, size, layers, magnitude, twice in CASES[:1] if options.quick else CASES:
             case = Case(size, batch, layers, magnitude, twice, options.seed)
             results = _one_case(options, about, case, folder, pythons)
-            yield results, _requirements(about, results)
+            yield results, unless_quick(options, _requirements(about, results))
 
 
 def _one_case(options, about: str, case: Case, folder: pathlib.Path, pythons: dict[str, pathlib.Path]) -> list[Result]:

@@ -49,6 +49,9 @@ class _Measured:
 
 def run(options) -> Iterator[Part]:
     """Measures all cases."""
+    if options.device != "cpu":
+        yield [Result("not run", "memory", "", [], note="it is the memory of processes, measured on CPUs")], []
+        return
     with Sides(options) as sides:
         for model, size, batch in QUICK if options.quick else CASES:
             found = _case(options, sides, model, size, batch)

@@ -226,7 +226,7 @@ class Sides:
         ]
 
     def _variables(self) -> dict[str, str]:
-        variables = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+        variables = {"TF_CPP_MIN_LOG_LEVEL": "3", "NFNET_BENCHMARK_DEVICE": self.options.device}
         # What torch.compile made once need not be compiled again in the next run: it is not measured.
         variables["TORCHINDUCTOR_CACHE_DIR"] = str(self.options.environments.expanduser().absolute() / "inductor")
         if self.options.device == "gpu":
@@ -258,8 +258,7 @@ def in_turn(
         processes: Sides that were given inputs.
         rounds: Turns of each.
         repeats: Timed runs of a turn; the median of a turn's runs is its value.
-        warmup: Runs before them, which are not timed: the side before had the caches. After the first turn, sides
-            that take over a second do without.
+        warmup: Runs before them, which are not timed: the side before had the caches.
         sides: Is told of a side that fails, which is then left out.
 
     Returns:
@@ -272,9 +271,7 @@ def in_turn(
             if name not in times:
                 continue
             try:
-                # What a run of a second finds in the caches is next to nothing of it.
-                again = 0 if times[name] and times[name][-1] > 1 else warmup
-                times[name].append(statistics.median(process.ask("time", repeats=repeats, warmup=again)["seconds"]))
+                times[name].append(statistics.median(process.ask("time", repeats=repeats, warmup=warmup)["seconds"]))
             except SideError as error:
                 if sides is None:
                     raise

@@ -24,6 +24,7 @@ class Result:
         flops: Floating-point operations of one measurement, where its share of the machine's rate is to be told.
         note: Anything that the reader of the table has to know.
         memory: Peak resident memory of the side's process while it ran, in MiB.
+        rates: `matrix_rates` measured in the same rounds; without, those of the whole run count.
 
     A result without values is a remark: `case` says of what kind ("not run", "versions", "note").
     """
@@ -35,6 +36,7 @@ class Result:
     flops: float | None = None
     note: str = ""
     memory: float | None = None
+    rates: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def ours(self) -> bool:
@@ -130,10 +132,7 @@ def _table(case: str, sides: list[Result], rates: dict[str, float]) -> list[str]
     columns["range"] = [f"{min(each.values):.4g} to {max(each.values):.4g}" for each in sides]
     columns["times ours"] = times_ours(sides)
     columns["GFLOP/s"] = [f"{each.flops / each.median / 1e9:.0f}" if _timed(each) else "" for each in sides]
-    columns["share of the matrix rate"] = [
-        f"{each.flops / each.median / rates[each.precision]:.0%}" if _timed(each) and each.precision in rates else ""
-        for each in sides
-    ]
+    columns["share of the matrix rate"] = [_share(each, {**rates, **each.rates}) for each in sides]
     columns["peak memory, MiB"] = [f"{each.memory:.0f}" if each.memory else "" for each in sides]
     columns["remark"] = [each.note for each in sides]
     columns = {name: cells for name, cells in columns.items() if any(cells)}
@@ -147,6 +146,12 @@ def _table(case: str, sides: list[Result], rates: dict[str, float]) -> list[str]
     ]
 
 
+def _share(each: Result, rates: dict[str, float]) -> str:
+    if not _timed(each) or each.precision not in rates:
+        return ""
+    return f"{each.flops / each.median / rates[each.precision]:.0%}"
+
+
 def _timed(each: Result) -> bool:
     return bool(each.flops) and each.unit == "s"
 
@@ -154,7 +159,8 @@ def _timed(each: Result) -> bool:
 def times_ours(sides: Sequence[Result]) -> list[str]:
     """How many times the best of ours each side takes; "" where there is none of its unit and precision.
 
-    A step without AGC ("no AGC" in the side's name) is held against ours without.
+    A step without AGC ("no AGC" in the side's name) is held against ours without, one that computes blocks again
+    ("remat", "checkpointing") against ours that does, and one kind of memory (behind a colon) against the same.
 
     Args:
         sides: Those of one case.
@@ -164,7 +170,8 @@ def times_ours(sides: Sequence[Result]) -> list[str]:
     """
 
     def kind(each: Result) -> tuple:
-        return each.unit, each.precision, "no AGC" in each.side
+        again = "remat" in each.side or "checkpointing" in each.side
+        return each.unit, each.precision, "no AGC" in each.side, again, each.side.partition(": ")[2]
 
     best: dict[tuple, float] = {}
     for each in sides:

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import environments, inference, parameters, results
+from benchmarks import environments, inference, parameters, results, training
 from benchmarks.protocol import SideError, Sides, in_turn
 from benchmarks.results import Requirement, Result
-from benchmarks.sides import Way, authors_side, kecam_side, not_installed, ours, timm_side
+from benchmarks.sides import Way, as_installed, authors_side, kecam_side, need_device, not_installed, ours, timm_side
 from benchmarks.training import all_ways
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -82,6 +82,32 @@ def test_report_tells_what_does_not_hold_and_what_did_not_run():
     assert "- not run: peer: no wheel" in table
 
 
+def test_memory_is_held_against_memory_of_the_same_kind():
+    table = results.report(
+        [
+            Result("case", "ours: whole", "MiB", [200.0], note="a last column"),
+            Result("case", "ours, remat: whole", "MiB", [100.0]),
+            Result("case", "ours: above", "MiB", [50.0]),
+            Result("case", "peer: whole", "MiB", [300.0]),
+            Result("case", "peer: above", "MiB", [100.0]),
+            Result("case", "peer, checkpointing: whole", "MiB", [150.0]),
+        ],
+        [],
+    )
+    found = {each: cells(table, each)["times ours"] for each in ("peer: whole", "peer: above")}
+    assert found == {"peer: whole": "1.50", "peer: above": "2.00"}
+    assert cells(table, "peer, checkpointing: whole")["times ours"] == "1.50"
+
+
+def test_a_share_is_of_the_rate_in_the_same_rounds():
+    product = Result("matrix product 2 x 2", "a, float32", "s", [1.0], 16e9)
+    beside = Result("case", "ours", "s", [1.0], 4e9, "a last column", rates={"float32": 8e9})
+    later = Result("case", "peer", "s", [1.0], 4e9)
+    case = results.report([product, beside, later], []).split("### case")[1]
+    assert cells(case, "ours")["share of the matrix rate"] == "50%"
+    assert cells(case, "peer")["share of the matrix rate"] == "25%"
+
+
 def test_values_of_the_same_side_and_case_are_put_together():
     found = results.merged([Result("c", "a", "s", [1.0]), Result("c", "b", "s", [5.0]), Result("c", "a", "s", [3.0])])
     assert [(each.side, each.values) for each in found] == [("a", [1.0, 3.0]), ("b", [5.0])]
@@ -95,6 +121,24 @@ def test_sides_take_turns_and_every_other_round_goes_backwards(options, tmp_path
         times = in_turn(processes, 3, repeats=2, warmup=1)
     assert order.read_text() == "aaabbbccc" + "cccbbbaaa" + "aaabbbccc"
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_every_turn_of_every_side_is_warmed_up(options, tmp_path):
+    # A side that is warmed up and one that is not are no fair comparison, however long they take.
+    order = tmp_path / "order"
+    with Sides(options) as sides:
+        processes = start(sides, toy("a", letter="a", order=str(order)))
+        order.write_text("")
+        processes[0].ask = _slowly(processes[0].ask)
+        in_turn(processes, 3, warmup=2)
+    assert order.read_text() == "a" * 9
+
+
+def _slowly(ask):
+    def answer(command, **request):
+        return ask(command, **request) | ({"seconds": [5.0]} if command == "time" else {})
+
+    return answer
 
 
 def test_times_are_those_of_the_work(options):
@@ -152,6 +196,71 @@ def test_a_side_whose_outputs_differ_is_not_timed(options):
         failures = sides.failures
     assert [name for name, _, agrees in agreeing if agrees] == ["first", "near"] * 2
     assert "its outputs differ by" in failures["far (toy, batch 8)"] and "nowhere (toy, batch 1)" in failures
+
+
+def test_a_side_is_timed_only_at_the_batch_sizes_at_which_it_agrees(options):
+    with Sides(options) as sides:
+        case = inference._Case(options, sides, "toy", 8)
+        ways = [toy("first"), toy("one", error=1e-2, error_at=1)]
+        case.processes = [sides.start(way, "inference", model="toy") for way in ways]
+        case.flops = 1.0
+        for batch in inference.BATCHES:
+            for process in sides.feed(case.processes, case.inputs[batch]):
+                if case.agrees(process, batch):
+                    case.agreeing.add((process.way.name, batch))
+        timed = {batch: {each.side for each in case.measure(batch, [])[0]} for batch in inference.BATCHES}
+    assert timed == {8: {"first", "one"}, 1: {"first"}}
+
+
+@pytest.mark.parametrize("error", [0.1, float("nan")])
+def test_bfloat16_is_compared_too(options, error):
+    with Sides(options) as sides:
+        case = inference._Case(options, sides, "toy", 8)
+        way = Way("half", "tests.toy_side", "ours", {"error": error}, precision="bfloat16")
+        for each, agrees in ((toy("first"), True), (way, False)):
+            (process,) = sides.feed([sides.start(each, "inference", model="toy")], case.inputs[8])
+            assert case.agrees(process, 8) == agrees
+
+
+def test_ways_near_the_best_of_a_side_go_on_to_the_rounds(options, monkeypatch):
+    seconds = {"slow": 3.0, "good": 1.05, "best": 1.0, "fails": None}
+    with Sides(options) as sides:
+        given = {"model": "toy", "size": 8, "classes": 10}
+        batch = training._Batch(options, sides, given, 2, 1.0)
+
+        def begun(way):
+            if seconds[way.name] is None:
+                return None
+            process = sides.start(way, "training", model="toy")
+            return training._Started(process, 1.0, seconds[way.name], np.ones(3))
+
+        monkeypatch.setattr(batch, "_start", begun)
+        kept = batch._near_best([toy(name) for name in seconds])
+        assert [each.way.name for each in kept] == ["good", "best"]
+        assert [each.side for each in batch.results] == ["slow"]
+
+
+def test_a_side_without_the_gpu_that_is_asked_for_says_so(monkeypatch):
+    need_device("cpu", "no such library")
+    libraries = {
+        "jax": types.SimpleNamespace(default_backend=lambda: "cpu"),
+        "torch": types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False)),
+        "tensorflow": types.SimpleNamespace(config=types.SimpleNamespace(list_physical_devices=lambda kind: [])),
+    }
+    for name, module in libraries.items():
+        monkeypatch.setitem(sys.modules, name, module)
+        with pytest.raises(RuntimeError, match=f"{name} finds no GPU"):
+            need_device("gpu", name)
+    libraries["jax"].default_backend = lambda: "gpu"
+    need_device("gpu", "jax")
+
+
+def test_for_a_gpu_nothing_is_hidden(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    before = list(sys.meta_path)
+    monkeypatch.setenv("NFNET_BENCHMARK_DEVICE", "gpu")
+    as_installed("openvino")
+    assert sys.meta_path == before
 
 
 def trees():

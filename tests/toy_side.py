@@ -31,7 +31,8 @@ class Toy(Side):
         time.sleep(self.request.get("seconds", 0))
 
     def outputs(self):
-        return self.images.mean((1, 2)) * (1 + self.request.get("error", 0))
+        erring = len(self.images) == self.request.get("error_at", len(self.images))
+        return self.images.mean((1, 2)) * (1 + (self.request.get("error", 0) if erring else 0))
 
 
 if __name__ == "__main__":

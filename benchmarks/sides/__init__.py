@@ -1,6 +1,7 @@
 """Programs that run one side of a comparison, each in an environment of its own; see `serving.py`."""
 
 import dataclasses
+import importlib
 import importlib.machinery
 import importlib.metadata
 import os
@@ -37,6 +38,32 @@ class Way:
         return self.environment == "ours"
 
 
+def need_device(device: str, library: str) -> None:
+    """Makes sure that a library runs where it is to be measured: without a GPU most go on, on the processor.
+
+    Args:
+        device: "cpu" or "gpu".
+        library: "tensorflow", "jax" or "torch".
+
+    Raises:
+        RuntimeError: If a GPU is asked for and the library finds none.
+
+    Example:
+
+    >>> need_device("cpu", "jax")
+    """
+    if device != "gpu":
+        return
+    module = importlib.import_module(library)
+    found = {
+        "tensorflow": lambda: bool(module.config.list_physical_devices("GPU")),
+        "jax": lambda: module.default_backend() == "gpu",
+        "torch": lambda: module.cuda.is_available(),
+    }[library]()
+    if not found:
+        raise RuntimeError(f"{library} finds no GPU here: its package for GPUs is not installed, or does not fit CUDA")
+
+
 class _Installed(importlib.machinery.PathFinder):
     """Finds what the path has, but for what a plain installation of this package does not bring."""
 
@@ -52,11 +79,14 @@ def as_installed(*extras: str) -> None:
 
     This program's own environment has all backends and the tests' libraries. TensorFlow and Keras import what they
     find of these, which takes up to 160 MiB; the peers' environments hold what the peers need. To be called before
-    Keras is imported.
+    Keras is imported. For a GPU (NFNET_BENCHMARK_DEVICE) nothing is hidden: JAX needs plugins and CUDA's libraries
+    there that it names nowhere.
 
     Args:
         *extras: Of this package, that the installation has besides; that of the backend in KERAS_BACKEND it has anyway.
     """
+    if os.environ.get("NFNET_BENCHMARK_DEVICE") == "gpu":
+        return
     # JAX and PyTorch are extras of their own names, and bring more modules than the one of that name.
     _Installed.hidden = not_installed("nfnet-keras", *extras, os.environ.get("KERAS_BACKEND", "tensorflow"))
     place = sys.meta_path.index(importlib.machinery.PathFinder)

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from benchmarks.sides import Way
+from benchmarks.sides import Way, need_device
 from benchmarks.sides.serving import Side, serve
 
 _BLOCK = {
@@ -88,6 +88,7 @@ class AuthorsSide(Side):
         from nfnets import nfnet
         from safetensors.numpy import load_file
 
+        need_device(request["device"], "jax")
         self.jax = jax
         self.versions = {"jax": jax.__version__, "dm-haiku": hk.__version__}
         variant = "F" + request["model"][-1]

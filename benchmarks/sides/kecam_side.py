@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from benchmarks.sides import Way
+from benchmarks.sides import Way, need_device
 from benchmarks.sides.serving import Side, serve
 
 _NETWORKS = {
@@ -87,6 +87,7 @@ class KecamSide(Side):
         from keras_cv_attention_models import nfnets
         from safetensors.numpy import load_file
 
+        need_device(request["device"], "tensorflow")
         self.tf, self.xla = tf, request["xla"]
         self.versions = {"kecam": kecam.__version__, "tensorflow": tf.__version__, "tf-keras": version("tf-keras")}
         size = request["size"]

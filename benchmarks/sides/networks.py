@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.sides import Way, as_installed
+from benchmarks.sides import Way, as_installed, need_device
 from benchmarks.sides.ours import versions
 from benchmarks.sides.serving import Side, serve
 
@@ -65,6 +65,9 @@ class Network(Side):
     """One call of a method of `keras.Model` a run: `predict`, `predict_on_batch` or `train_on_batch`."""
 
     def __init__(self, request: dict):
+        import keras
+
+        need_device(request["device"], keras.backend.backend())
         self.versions = versions()
         self.method = request["kind"]
         self.model = _make(request)

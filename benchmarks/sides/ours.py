@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.sides import Way, as_installed
+from benchmarks.sides import Way, as_installed, need_device
 from benchmarks.sides.serving import MatrixProduct, Side, serve
 
 
@@ -104,6 +104,7 @@ class Inference(Side):
     def __init__(self, request: dict):
         import keras
 
+        need_device(request["device"], keras.backend.backend())
         self.versions = versions()
         self.model = dict(inference_makers())[request["maker"]](request)
         self.backend = keras.backend.backend()
@@ -171,6 +172,7 @@ class Training(Side):
 
         import nfnet_keras as nfk
 
+        need_device(request["device"], keras.backend.backend())
         self.versions = versions()
         self.model = _model(request)
         clip_factor = 0.01 if request["agc"] else None
@@ -198,6 +200,7 @@ def _matrix_product(request: dict) -> Side:
     import keras
 
     backend, size = keras.backend.backend(), request["size"]
+    need_device(request["device"], backend)
     a, b = (np.random.default_rng(seed).standard_normal((size, size), np.float32) for seed in range(2))
     a, b = (keras.ops.cast(keras.ops.convert_to_tensor(each), request["precision"]) for each in (a, b))
     if backend == "tensorflow":
