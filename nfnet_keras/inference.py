@@ -4,9 +4,10 @@ import importlib.util
 from collections.abc import Callable
 
 import keras
+import ml_dtypes
 import numpy as np
 
-from nfnet_keras.folding import fold_weight_standardization
+from nfnet_keras.folding import can_fold, fold_weight_standardization
 from nfnet_keras.layers.devices import runs_on_cpu
 from nfnet_keras.openvino_engine import NEEDS, openvino_engine
 from nfnet_keras.shapes import fits
@@ -24,7 +25,7 @@ class Predictor:
     some seconds to make one; each new batch size or image size takes one to some seconds more.
 
     Args:
-        model: A functional Keras model; it is left as it is, and later changes of it are not followed.
+        model: A functional Keras model of one input; it is left as it is, and later changes of it are not followed.
         engine: `"keras"`, `"openvino"`, or `"auto"` (default): OpenVINO where it is installed and Keras runs TensorFlow
             on a CPU, else Keras.
         dtype: `"float32"`, or `"bfloat16"` for twice the speed on processors that have it. The classifier's outputs
@@ -35,8 +36,8 @@ class Predictor:
 
     Raises:
         ImportError: If `engine="openvino"` and OpenVINO is not installed.
-        ValueError: If `engine` or `dtype` is another, the model is not functional, or OpenVINO is asked for with
-            Keras on JAX or PyTorch.
+        ValueError: If `engine` or `dtype` is another, the model is not functional or has several inputs, or OpenVINO
+            is asked for with Keras on JAX or PyTorch.
 
     Example:
 
@@ -67,29 +68,37 @@ class Predictor:
         openvino = engine == "openvino" or (engine == "auto" and installed and readable and runs_on_cpu())
         self.engine = "openvino" if openvino else "keras"
         self.dtype = dtype
-        self._shape = tuple(model.inputs[0].shape) if len(model.inputs) == 1 else None
+        if not can_fold(model):
+            raise ValueError(
+                f"`Predictor` takes a built functional model. Received: {model!r}. A saved one is loaded with "
+                "keras.models.load_model(path, compile=False)."
+            )
+        if len(model.inputs) != 1:
+            raise ValueError(f"`Predictor` takes a model of one input. Received one of {len(model.inputs)}.")
+        self._shape = tuple(model.inputs[0].shape)
+        self._structure = model.output
         self._run = (openvino_engine if self.engine == "openvino" else _keras)(model, dtype)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> np.ndarray | list | dict:
         """Returns the network's outputs for a batch of images.
 
         Args:
             images: Array of shape (batch, height, width, channels), preprocessed as the network asks for.
 
         Returns:
-            float32 array of shape (batch, ...).
+            float32 array of shape (batch, ...); of a model with several outputs, such as feature maps, as many in the
+            list or dictionary that the model gives.
 
         Raises:
             ValueError: If the images have another shape than the model takes.
         """
         images = np.ascontiguousarray(images, "float32")
         # OpenVINO would take any size.
-        wanted = images.shape if self._shape is None else self._shape
-        if not fits(images.shape, wanted):
-            raise ValueError(f"The model takes images of shape {wanted}. Received: {images.shape}")
-        return self._run(images)
+        if not fits(images.shape, self._shape):
+            raise ValueError(f"The model takes images of shape {self._shape}. Received: {images.shape}")
+        return keras.tree.pack_sequence_as(self._structure, self._run(images))
 
-    def predict(self, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+    def predict(self, images: np.ndarray, batch_size: int = 8) -> np.ndarray | list | dict:
         """Returns the network's outputs for any number of images, `batch_size` at a time.
 
         Args:
@@ -97,10 +106,10 @@ class Predictor:
             batch_size: Images at once. Defaults to 8.
 
         Returns:
-            float32 array of shape (images, ...).
+            float32 array of shape (images, ...), or several as for a batch.
 
         Raises:
-            ValueError: If there is no image, or `batch_size` is not positive.
+            ValueError: If there is no image, `images` is no array of them, or `batch_size` is not positive.
 
         Example:
 
@@ -112,7 +121,9 @@ class Predictor:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}")
         images = np.asarray(images)
-        if not len(images):
+        if images.dtype.kind not in "biuf" and images.dtype != ml_dtypes.bfloat16:
+            raise ValueError(f"`images` must be an array of numbers. Received one of {images.dtype}: {images!r:.80}")
+        if not images.ndim or not images.size:
             raise ValueError(f"`images` must hold at least one image. Received an array of shape {images.shape}.")
         outputs = []
         for start in range(0, len(images), batch_size):
@@ -120,15 +131,16 @@ class Predictor:
             # The last batch is filled up: another size would be compiled anew.
             missing = min(batch_size, len(images)) - len(batch)
             filled = np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)]) if missing else batch
-            outputs.append(self(filled)[: len(batch)])
-        return np.concatenate(outputs)
+            found = self(filled)
+            outputs.append([each[: len(batch)] for each in keras.tree.flatten(found)])
+        return keras.tree.pack_sequence_as(found, [np.concatenate(parts) for parts in zip(*outputs, strict=True)])
 
 
 def _keras(model: keras.Model, dtype: str) -> Callable:
     folded = fold_weight_standardization(model, dtype=dtype)
 
-    def run(images: np.ndarray) -> np.ndarray:
-        outputs = keras.ops.cast(folded.predict_on_batch(images), "float32")
-        return keras.ops.convert_to_numpy(outputs)
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        outputs = keras.tree.flatten(folded.predict_on_batch(images))
+        return [keras.ops.convert_to_numpy(keras.ops.cast(each, "float32")) for each in outputs]
 
     return run

@@ -18,7 +18,7 @@ from nfnet_keras.openvino_winograd import MIN_INPUTS, use_winograd
 NEEDS = ("openvino", "scipy")
 
 
-def openvino_engine(model: keras.Model, dtype: str) -> Callable[[np.ndarray], np.ndarray]:
+def openvino_engine(model: keras.Model, dtype: str) -> Callable[[np.ndarray], list[np.ndarray]]:
     """Folds a network and hands it to OpenVINO.
 
     Args:
@@ -26,19 +26,19 @@ def openvino_engine(model: keras.Model, dtype: str) -> Callable[[np.ndarray], np
         dtype: `"float32"` or `"bfloat16"`, what is computed in.
 
     Returns:
-        A function from a float32 batch to the float32 array of the first output. Each new shape is compiled for.
+        A function from a float32 batch to a float32 array for each output. Each new shape is compiled for.
 
     Example:
 
     >>> inputs = keras.Input((4, 4, 3))
     >>> model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))
-    >>> openvino_engine(model, "float32")(np.ones((2, 4, 4, 3), "float32")).tolist()
+    >>> openvino_engine(model, "float32")(np.ones((2, 4, 4, 3), "float32"))[0].tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
     network = _network(model)
     compiled: dict[tuple, Callable] = {}
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> list[np.ndarray]:
         if images.shape not in compiled:
             compiled[images.shape] = _compiled(network, images.shape, dtype)
         return compiled[images.shape](images)
@@ -318,12 +318,15 @@ def _compiled(network, shape: tuple, dtype: str) -> Callable:
     compiled = openvino_core().compile_model(network, "CPU", options)
     requests = [compiled.create_infer_request() for _ in range(parts)]
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> list[np.ndarray]:
         for request, part in zip(requests, np.split(images, parts), strict=True):
             request.start_async(part)
         for request in requests:
             request.wait()
         # Copied: the engine gives its own memory, which the next call overwrites.
-        return np.concatenate([request.get_output_tensor(0).data for request in requests], dtype="float32")
+        return [
+            np.concatenate([request.get_output_tensor(i).data for request in requests], dtype="float32")
+            for i in range(len(compiled.outputs))
+        ]
 
     return run

@@ -162,6 +162,44 @@ def test_predictor_of_openvino():
     np.testing.assert_allclose(half, wanted, atol=0.05)
 
 
+def _features(as_dictionary):
+    model = nfk.create_model("nfnet_tiny", weights=None, input_shape=(32, 32, 3), features=True)
+    if not as_dictionary:
+        return model
+    # Alike in shape, so that only their order tells them apart; and the second is the first in the alphabet.
+    first, *_ = model.outputs
+    return keras.Model(model.input, {"z": first, "a": keras.layers.Rescaling(-2.0)(first)})
+
+
+@pytest.mark.parametrize("as_dictionary", [False, True])
+@pytest.mark.parametrize("engine", ["keras", "openvino"])
+def test_predictor_gives_all_outputs(engine, as_dictionary):
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+        if keras.backend.backend() != "tensorflow":
+            pytest.skip("OpenVINO takes TensorFlow's graphs")
+    model = _features(as_dictionary)
+    wanted = keras.tree.map_structure(ops.convert_to_numpy, model(IMAGES))
+    predictor = nfk.Predictor(model, engine)
+    for found in (predictor(IMAGES), predictor.predict(IMAGES, batch_size=3)):
+        assert type(found) is type(wanted)
+        keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, wanted)
+
+
+def test_predictor_names_what_is_no_model_or_no_image():
+    for model in ("model.keras", None):
+        with pytest.raises(ValueError, match=f"built functional model. Received: {model!r}.*load_model"):
+            nfk.Predictor(model)
+    inputs = [keras.Input((4, 4, 3)) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"one input\. Received one of 2"):
+        nfk.Predictor(keras.Model(inputs, keras.layers.Add()(inputs)))
+    predictor = nfk.Predictor(tiny(), engine="keras")
+    with pytest.raises(ValueError, match=r"array of numbers.*'cat\.jpg'"):
+        predictor.predict("cat.jpg")
+    with pytest.raises(ValueError, match=r"at least one image. .* shape \(\)"):
+        predictor.predict(5.0)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"engine": "onnx"}, "engine='onnx'"), ({"dtype": "int8"}, "dtype='int8'")],

@@ -265,7 +265,7 @@ def test_engine_uses_it_in_float32(bits, least, dtype, small_nfnet, monkeypatch)
         if variable.path.endswith("skip_gain"):
             variable.assign(rng.uniform(0.5, 1.0, variable.shape))
     images = numbers(4, 32, 32, 3)
-    found = engine.openvino_engine(model, dtype)(images)
+    (found,) = engine.openvino_engine(model, dtype)(images)
     wanted = dtype == "float32" and bits > 0
     assert [count > 0 for count in counts] == [True] * wanted
     assert asked == [least] * wanted

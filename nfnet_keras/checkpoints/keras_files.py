@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from typing import BinaryIO
 
 import h5py
@@ -19,6 +20,7 @@ _CONFIG = "config.json"
 # A network of 600 layers has a configuration of 2 megabytes; parsed, it takes many times its size.
 _LONGEST_CONFIG = 4 * 2**20
 _LONGEST_DIRECTORY = 2**20
+_PIECE = 2**20
 _LONGEST_HEAP = 2**20
 _HEAP = b"GCOL\x01"
 _LONGEST_NAME = 256
@@ -54,7 +56,9 @@ def open_weights(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def open_keras(path: str | os.PathLike[str]) -> Checkpoint:
-    """Find the arrays in a file of `model.save`; no data is read, and no layer is made from its configuration.
+    """Find the arrays in a file of `model.save`; no layer is made from its configuration.
+
+    The archive has a checksum of the weights, which is compared here: the file is read once for it.
 
     Args:
         path: The `.keras` file.
@@ -91,9 +95,24 @@ def open_keras(path: str | os.PathLike[str]) -> Checkpoint:
             offset = file.tell() + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
             if offset + part.file_size > os.path.getsize(path):
                 raise _error(path, "it is cut short")
+            if _checksum(file, offset, part.file_size) != part.CRC:
+                raise _error(path, f"the archive is damaged (the checksum of {_WEIGHTS} in it is another)")
             return Checkpoint(path, "keras", _arrays(path, file, offset, part.file_size), metadata)
     except (zipfile.BadZipFile, NotImplementedError, KeyError, RuntimeError) as error:
         raise _error(path, f"the archive is damaged ({error})") from None
+
+
+def _checksum(file: BinaryIO, offset: int, size: int) -> int:
+    """Computes a zip archive's checksum of a stretch of a file."""
+    file.seek(offset)
+    checksum = 0
+    while size > 0:
+        piece = file.read(min(size, _PIECE))
+        if not piece:
+            break
+        checksum = zlib.crc32(piece, checksum)
+        size -= len(piece)
+    return checksum
 
 
 def open_archive(path: str) -> zipfile.ZipFile:

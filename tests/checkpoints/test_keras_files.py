@@ -62,6 +62,20 @@ def test_keras_archive(files, model):
     assert checkpoint.metadata == {"class_names": ["cat", "dog"]}
 
 
+def test_a_byte_of_the_weights_that_has_changed_is_found(files, tmp_path):
+    # Neither HDF5 nor a number has anything that tells: the archive's checksum does.
+    whole = bytearray((files / "x.keras").read_bytes())
+    stored = open_keras(files / "x.keras").arrays["predictions/0"].read().tobytes()
+    place = whole.find(stored[:64])
+    assert place > 0
+    for damaged in (place, place + len(stored) - 1):
+        changed = whole.copy()
+        changed[damaged] ^= 1
+        (tmp_path / "x.keras").write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"the archive is damaged .the checksum of model\.weights\.h5"):
+            open_keras(tmp_path / "x.keras")
+
+
 def test_state_of_training_is_left_out_and_nested_models_are_named(tmp_path):
     inner = keras.Sequential([keras.layers.Dense(2, name="dd"), keras.layers.Dropout(0.2)], name="inner")
     inputs = keras.layers.Input((3,))
