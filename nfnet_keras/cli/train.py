@@ -110,12 +110,30 @@ def run(values: flags.FlagValues) -> int:
         f"Test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_images']} held-out images; model, metrics and "
         f"curves are in {out}"
     )
-    chance = 1 / metrics["classes"]
-    if metrics["test_accuracy"] < 1.2 * chance:
+    return _judged(metrics)
+
+
+# The loss of a run that learns stays within some times that of guessing.
+_DIVERGED = 10.0
+
+
+def _judged(metrics: dict) -> int:
+    """Says what a run came to where that is nothing, and returns the exit status."""
+    loss, guessing, chance = metrics["test_loss"], math.log(max(metrics["classes"], 2)), 1 / metrics["classes"]
+    if math.isfinite(loss) and metrics["test_accuracy"] >= 1.2 * chance:
+        return 0
+    if not loss < _DIVERGED * guessing:
         print(
-            f"That is hardly better than chance ({chance:.4f}). More epochs, more images, or trained weights to begin "
-            "with (--recipe finetune) may help."
+            f"The test loss is {loss:.4g}, where guessing has {guessing:.4g}: the run diverged. Start one in another "
+            "folder with a lower --learning-rate or --clip-factor.",
+            file=sys.stderr,
         )
+        # A model that gives no numbers is none.
+        return 0 if math.isfinite(loss) else 1
+    print(
+        f"That is hardly better than chance ({chance:.4f}). More epochs, more images, or trained weights to begin "
+        "with (--recipe finetune) may help."
+    )
     return 0
 
 

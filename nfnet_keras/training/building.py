@@ -96,9 +96,9 @@ def enter_phase(model: keras.Model, plan: Plan, phase: Phase) -> None:
         unfreeze(model, recipe.freeze_stages)
     else:
         freeze(model, recipe.freeze_stages)
-    schedule = warmup_cosine(
-        recipe.peak_learning_rate, plan.updates(phase), plan.warmup_updates(phase), recipe.final_learning_rate
-    )
+    peak = plan.peak_learning_rate
+    last = min(recipe.final_learning_rate, peak)
+    schedule = warmup_cosine(peak, plan.updates(phase), plan.warmup_updates(phase), last)
     layer_wise = recipe.layer_decay != 1.0
     optimizer = SGD_AGC(
         schedule,

@@ -144,8 +144,7 @@ def _recipe_rows(config: Settings, plan: Plan | None, replicas: int | None) -> l
     meanings = {
         **_time_words(recipe, plan),
         "batch_size": _batch_words(recipe, plan, replicas),
-        "learning_rate": f"peak {recipe.peak_learning_rate:g}"
-        + (f" (times {recipe.batch_size} / 256)" if recipe.scale_learning_rate else ", for any batch"),
+        "learning_rate": _rate_words(recipe, plan),
         "final_learning_rate": "a cosine leads to it",
         "clip_factor": "adaptive gradient clipping" if recipe.clip_factor else "no clipping",
         "ema_momentum": f"average over some {1 / (1 - recipe.ema_momentum):,.0f} updates, fewer at the beginning",
@@ -199,6 +198,14 @@ def _time_words(recipe: Recipe, plan: Plan | None) -> dict[str, str]:
     if recipe.head_epochs:
         found["head_epochs"] = f"{plan.updates(plan.phases[0]):,} steps for the new classifier alone"
     return found
+
+
+def _rate_words(recipe: Recipe, plan: Plan | None) -> str:
+    if not recipe.scale_learning_rate:
+        return f"peak {recipe.peak_learning_rate:g}, for any batch"
+    if plan is None:
+        return f"peak {recipe.peak_learning_rate:g} (times {recipe.batch_size} / 256)"
+    return f"peak {plan.peak_learning_rate:g} (times {plan.batch * plan.accumulation} / 256)"
 
 
 def _batch_words(recipe: Recipe, plan: Plan | None, replicas: int | None) -> str:

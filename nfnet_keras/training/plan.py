@@ -22,7 +22,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a recipe comes to: batches, updates, phases.
+    """What a recipe comes to: batches, updates, learning rate, phases.
 
     An epoch is `steps` batches. Where gradients are accumulated, `accumulation` batches make one update and hold
     together the recipe's batch size.
@@ -61,6 +61,13 @@ class Plan:
     def batch(self) -> int:
         """Images of one batch, of which a step takes one; all images where there are fewer."""
         return min(self.recipe.batch_size, self.images) // self.accumulation
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate at the end of the warm-up: that of the images that an update really has."""
+        recipe = self.recipe
+        share = self.batch * self.accumulation / recipe.batch_size if recipe.scale_learning_rate else 1.0
+        return recipe.peak_learning_rate * share
 
     @property
     def steps(self) -> int:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import keras
+import numpy as np
 
 from nfnet_keras.training.averaging import averaged_weights
 from nfnet_keras.training.errors import TrainingError
@@ -54,7 +55,7 @@ class Recorder(keras.callbacks.Callback):
         extra: Function that gives further columns of the table.
 
     Raises:
-        TrainingError: If the loss is not finite, or the folder cannot be written.
+        TrainingError: If the loss or a weight is not finite, or the folder cannot be written.
 
     Example:
 
@@ -132,6 +133,16 @@ class Recorder(keras.callbacks.Callback):
                 "another folder with a lower --learning-rate or --clip-factor (the checkpoints from before are kept)"
             )
 
+    def _check_weights(self) -> None:
+        """Raises where the weights are beyond help; in half precision an evaluation may overflow with good ones."""
+        for variable in self.model.trainable_variables:
+            if not np.isfinite(keras.ops.convert_to_numpy(variable.value)).all():
+                raise TrainingError(
+                    f"the weights in {variable.path!r} became infinite or NaN in epoch "
+                    f"{self.progress.position // self.steps}; start a run in another folder with a lower "
+                    "--learning-rate or --clip-factor"
+                )
+
     def _save(self) -> None:
         self.folder.save_checkpoint(self.model, dataclasses.asdict(self.progress))
         self._saved = time.monotonic()
@@ -158,6 +169,8 @@ class Recorder(keras.callbacks.Callback):
             self.interrupted = True
             self.model.stop_training = True
             return
+        if not math.isfinite(held_out["loss"]):
+            self._check_weights()
         values = {**progress.means, **{f"val_{name}": float(value) for name, value in held_out.items()}}
         values["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         values.update(self.extra())

@@ -149,7 +149,10 @@ class _Run:
         recipe, images = self.config.recipe, self.images
         clip = "no clipping" if recipe.clip_factor is None else f"clip factor {recipe.clip_factor}"
         images_in_step = self.plan.batch * self.plan.accumulation
-        fewer = f" (all there are; the recipe has {recipe.batch_size})" if len(images.train) < recipe.batch_size else ""
+        fewer = ""
+        if len(images.train) < recipe.batch_size:
+            rate = f", and so much the lower a learning rate: {self.plan.peak_learning_rate:.3g}"
+            fewer = f" (all there are; the recipe has {recipe.batch_size}{rate * recipe.scale_learning_rate})"
         several = "" if self.where.replicas == 1 else f" on {self.where.replicas} replicas ({self.where.name})"
         print(
             f"Training {self.config.model} ({self.model.count_params():,} parameters) on {images.name}: "
@@ -160,7 +163,7 @@ class _Run:
         )
         if self.progress.position:
             epoch, step = divmod(self.progress.position, self.plan.steps)
-            print(f"Going on after {epoch} epochs and {step} steps.", flush=True)
+            print(f"Going on after {epoch} epoch{'s' * (epoch != 1)} and {step} step{'s' * (step != 1)}.", flush=True)
 
     def fit(self) -> None:
         """Goes on with the run to its end.

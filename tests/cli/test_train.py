@@ -18,7 +18,7 @@ def told(monkeypatch):
 
     def record(config, out, resume=False, verbose="auto"):
         seen.update(config=config, out=out, resume=resume)
-        return {"test_accuracy": 1.0, "test_images": 1, "classes": 2}
+        return {"test_accuracy": 1.0, "test_loss": 0.1, "test_images": 1, "classes": 2}
 
     monkeypatch.setattr(training, "train", record)
 
@@ -35,6 +35,27 @@ def failure(capsys, *arguments, status=1):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "status", "words"),
+    [
+        (0.9, 0.4, 0, ""),
+        (0.9, 30.0, 0, ""),
+        (0.5, 0.8, 0, "hardly better than chance (0.5000). More epochs"),
+        (0.5, 1.4e12, 0, "loss is 1.4e+12, where guessing has 0.6931: the run diverged. Start one"),
+        (0.5, float("nan"), 1, "loss is nan, where guessing has 0.6931: the run diverged. Start one"),
+        (0.9, float("inf"), 1, "loss is inf, where guessing has 0.6931: the run diverged. Start one"),
+    ],
+)
+def test_what_a_run_came_to(capsys, monkeypatch, accuracy, loss, status, words):
+    metrics = {"test_accuracy": accuracy, "test_loss": loss, "test_images": 1, "classes": 2}
+    monkeypatch.setattr(training, "train", lambda *_, **__: metrics)
+    assert main(["train", "--out=x"]) == status
+    out, err = capsys.readouterr()
+    printed = out + err
+    assert words in printed and ("diverged" in err) == ("diverged" in words)
+    assert words or ("chance" not in printed and "diverged" not in printed)
 
 
 @pytest.mark.parametrize("asked", ["--list-recipes", "--list_recipes", "--recipe=list"])

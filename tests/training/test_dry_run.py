@@ -77,6 +77,8 @@ def test_fewer_images_than_a_batch():
     table = dry_run(settings(batch_size=2048))
     assert "1437, as there are no more images" in line(table, "batch_size")
     assert "1 step each" in line(table, "epochs")
+    assert "(times 1437 / 256)" in line(table, "learning_rate")
+    assert "peak 0.1 (" in line(dry_run(settings(learning_rate=0.1)), "learning_rate")
 
 
 def test_a_folder_is_counted(tmp_path):

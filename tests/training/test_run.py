@@ -15,7 +15,7 @@ from nfnet_keras.training import TrainingError, settings, stopping, train
 from nfnet_keras.training.building import enter_phase, new_model
 from nfnet_keras.training.checkpoints import Checkpoints
 from nfnet_keras.training.plan import Plan
-from nfnet_keras.training.recorder import Recorder, StopEvaluation
+from nfnet_keras.training.recorder import Progress, Recorder, StopEvaluation
 from nfnet_keras.training.run_folder import RunFolder
 from nfnet_keras.training.stopping import stop_signals
 from tests.training import few_layers
@@ -175,6 +175,34 @@ def test_the_warm_up_is_at_most_a_tenth_of_the_run(epochs):
     assert int(np.argmax(rates)) <= epochs * 5 / 10
     assert max(rates) == pytest.approx(config().recipe.peak_learning_rate)
     assert rates[-1] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("scaled", "parts", "share"), [(True, 1, 48 / 512), (True, 5, 45 / 512), (False, 1, 1.0)])
+def test_the_learning_rate_is_that_of_the_images_there_are(scaled, parts, share):
+    changes = {"scale_learning_rate": scaled, "gradient_accumulation_steps": parts}
+    chosen = config(batch_size=515 if parts == 5 else 512, changes=changes)
+    plan, model = Plan(chosen.recipe, 48), new_model(chosen, QUARTER.class_names)
+    enter_phase(model, plan, plan.phases[0])
+    rates = [float(model.optimizer._learning_rate(step)) for step in range(plan.updates(plan.phases[0]))]
+    recipe = chosen.recipe
+    peak = recipe.learning_rate * (512 / 256 * share if scaled else 1.0)
+    assert max(rates) == pytest.approx(peak) == pytest.approx(plan.peak_learning_rate)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_beyond_help_end_the_run(tmp_path, value):
+    model = new_model(config(), QUARTER.class_names)
+    plan = Plan(config().recipe, len(QUARTER.train))
+    enter_phase(model, plan, plan.phases[0])
+    progress = Progress(position=plan.steps)
+    recorder = Recorder(RunFolder(tmp_path), progress, lambda: {"loss": value}, [], plan.steps, lambda: False)
+    recorder.set_model(model)
+    # An evaluation alone may overflow, in half precision.
+    recorder.finish_epoch()
+    variable = model.trainable_variables[-1]
+    variable.assign(keras.ops.full(variable.shape, value))
+    with pytest.raises(TrainingError, match=f"weights in .{variable.path}. became infinite or NaN in epoch 1; .*lower"):
+        recorder.finish_epoch()
 
 
 def test_a_complete_run_resumed_is_complete(finished):
