@@ -70,7 +70,7 @@ class NormalizerFreeModel(DistributedTraining, Rematerialization, keras.Model):
         make of a backbone's tensors starts with an empty one: `model.metadata = backbone.metadata` takes it over.
 
         Raises:
-            TypeError: When it is set to something that JSON cannot hold.
+            TypeError: When it is set to no dictionary, or to something that JSON cannot hold.
 
         Example:
 
@@ -84,6 +84,8 @@ class NormalizerFreeModel(DistributedTraining, Rematerialization, keras.Model):
 
     @metadata.setter
     def metadata(self, value: dict) -> None:
+        if not isinstance(value, dict):
+            raise TypeError(f"`metadata` must be a dictionary that JSON can hold. Received: {value!r:.80}")
         self._metadata = _Untracked(json.loads(json.dumps(value)))
 
     def get_config(self) -> dict:

@@ -116,6 +116,17 @@ def has_one_replica() -> bool:
     return tf.distribute.get_strategy().num_replicas_in_sync == 1
 
 
+def has_strategy() -> bool:
+    """Whether this is inside of a `tf.distribute` strategy, of several devices or of one.
+
+    Example:
+
+    >>> has_strategy()
+    False
+    """
+    return tf.distribute.has_strategy()
+
+
 def shares_processor() -> bool:
     """Whether this is one of several replicas that are all on this machine's processor.
 

@@ -419,3 +419,5 @@ def test_metadata_is_kept_however_it_is_set(tmp_path):
     assert keras.models.load_model(tmp_path / "model.keras").metadata == config["metadata"]
     with pytest.raises(TypeError):
         model.metadata = {"class_names": object()}
+    with pytest.raises(TypeError, match=r"must be a dictionary.*'abc'"):
+        model.metadata = "abc"

@@ -59,7 +59,7 @@ def get_constructor(name: str) -> Callable:
     if name not in _CONSTRUCTORS:
         nearest = _nearest(str(name))
         hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
-        raise ValueError(f"Unknown model: {name!r}.{hint} `nfnet_keras.list_models()` lists all.")
+        raise ValueError(f"Unknown model: {name!r}.{hint} `nfnet_keras.list_models()` lists all, as does `nfnet list`.")
     return _CONSTRUCTORS[name]
 
 

@@ -60,7 +60,10 @@ class _PassingError(Exception):
 
 
 def _error(what: str, url: str) -> DownloadError:
-    return DownloadError(f"{what} ({url}). The file can also be fetched by hand and its path passed as `weights`.")
+    return DownloadError(
+        f"{what} ({url}). The file can also be fetched by hand and its path passed as `weights` (`--weights` on the "
+        "command line)."
+    )
 
 
 def _check_address(url: str, origin: str = "") -> None:

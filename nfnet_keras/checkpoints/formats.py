@@ -71,9 +71,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _ends(path: str) -> tuple[bytes, bytes]:
     """Read the first and the last bytes of a file."""
     if os.path.isdir(path):
-        raise IsADirectoryError(
-            errno.EISDIR, "a checkpoint is one file, and this is a folder; give the file in it", path
-        )
+        of_run = os.path.isfile(os.path.join(path, "model.keras"))
+        advice = "model.keras in it" if of_run else "the file in it"
+        raise IsADirectoryError(errno.EISDIR, f"a checkpoint is one file, and this is a folder; give {advice}", path)
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD)

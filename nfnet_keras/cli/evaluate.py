@@ -65,7 +65,12 @@ def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
         preprocessing = dataclasses.replace(preprocessing, crop=values.crop)
     if values.out:
         # Before the hours that an evaluation may take.
-        os.makedirs(values.out, exist_ok=True)
+        try:
+            os.makedirs(values.out, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"cannot write to {values.out!r} ({error.strerror or error}); name another folder with --out"
+            ) from error
     images = data.open_images(spec, data_dir)
     if _numbered(images.class_names) and (spec or "").startswith("tfrecord:"):
         # Files that do not name their classes need not have images of all of them either.

@@ -60,7 +60,10 @@ def model_file(name: str, advice: str = "give a whole model, or the name of a ne
     if not os.path.exists(name):
         if name.endswith(".keras") or os.path.dirname(name):
             raise ValueError(f"model file does not exist: {name!r}; check the path")
-        get_constructor(name)  # Raises, and names the nearest.
+        try:
+            get_constructor(name)  # Raises, and names the nearest.
+        except ValueError as error:
+            raise ValueError(f"there is no file or folder {name!r} here. {error}") from None
     if not name.endswith(".keras"):
         raise ValueError(f"{name!r} is no .keras file, which holds a whole model; {advice}")
     return name
@@ -128,7 +131,10 @@ def open_classifier(name: str, weights: str | None, image_size: int | None, writ
     if image_size is None:
         raise ValueError(f"the model {name!r} takes images of any size; say which with --image-size")
     if (height or image_size, width or image_size) != (image_size, image_size):
-        raise ValueError(f"the model {name!r} takes images of {height} x {width} pixels; squares are needed")
+        raise ValueError(
+            f"the model {name!r} takes images of {height} x {width} pixels, and pictures are cut to squares here; in "
+            "Python it runs on arrays of its own size: model.predict(images)"
+        )
     try:
         return model, Preprocessing.from_metadata({**metadata, "image_size": image_size})
     except ValueError as error:

@@ -44,7 +44,7 @@ def format_of(filepath: str | os.PathLike, format: str | None = None) -> str:
         if told is None and os.path.splitext(path)[1]:
             raise ValueError(
                 f"the name {path!r} tells no format: {', '.join(f'{s} is {n}' for n, s in SUFFIXES.items())}, a name "
-                "without an ending is a SavedModel's folder; or say which with `format`"
+                "without an ending is a SavedModel's folder; or say which with `format` (on the command line --format)"
             )
         return told or "tf_saved_model"
     name = _OTHER_NAMES.get(str(format).lower(), format)

@@ -168,6 +168,12 @@ def clip_reduced(optimizer, reduce, decay, grads_and_vars):
     from nfnet_keras import tensorflow_step
 
     grads_and_vars = list(grads_and_vars)
+    if optimizer.gradient_accumulation_steps and tensorflow_step.has_strategy():
+        raise ValueError(
+            "Keras's optimizers cannot accumulate gradients inside of a tf.distribute strategy. Received: "
+            f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}. Each replica has its share of a "
+            "batch anyway; leave it out, or accumulate without a strategy."
+        )
     missing = any(g is None for g, _ in grads_and_vars)
     once = not missing and tensorflow_step.shares_processor()
     # Even the sum over one replica waits for the gradients of all variables; where some are missing, Keras says so.

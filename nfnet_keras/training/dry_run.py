@@ -125,6 +125,7 @@ def _size_words(config: Settings, classes: int | None) -> str:
 
 def _devices(config: Settings, batch: int) -> tuple[int | None, str]:
     """Returns on how many devices a batch is spread, as far as that is known without calling for them, and in words."""
+    distribution.Distribution(config.strategy).check_accumulation(config.recipe.gradient_accumulation_steps)
     if config.strategy == "tpu":
         return None, "replicas: known once the TPU answers"
     if config.strategy == "multi_worker":

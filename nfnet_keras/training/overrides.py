@@ -148,9 +148,11 @@ def unknown(name: str, known: Iterable[str]) -> str:
     >>> unknown("epocs", ["epochs", "seed"])
     "there is no value 'epocs'; nearest: epochs"
     """
-    plain = name.replace("-", "_").rpartition(".")[2].lower()
-    nearest = difflib.get_close_matches(plain, list(known), n=3, cutoff=0.5)
-    return f"there is no value {name!r}" + (f"; nearest: {', '.join(nearest)}" if nearest else "")
+    plain, known = name.replace("-", "_").rpartition(".")[2].lower(), list(known)
+    nearest = difflib.get_close_matches(plain, known, n=3, cutoff=0.5)
+    return f"there is no value {name!r}; " + (
+        f"nearest: {', '.join(nearest)}" if nearest else f"there is: {', '.join(known)}"
+    )
 
 
 def replaced(recipe: Recipe, changes: Mapping) -> Recipe:

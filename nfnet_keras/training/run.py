@@ -65,6 +65,7 @@ def train(config: Settings, out: str | os.PathLike, resume: bool = False, verbos
     images = data.open_images(config.data, config.data_dir)
     plan = Plan(config.recipe, len(images.train))
     where.check_batch_size(plan.batch)
+    where.check_accumulation(plan.accumulation)
     with folder.locked(), stop_signals() as stopped, explained():
         found = _describe(images)
         if not resume:

@@ -186,6 +186,7 @@ def settings(
         weights = os.path.join(weights, MODEL)
     places = placed({"data": data, "weights": weights, "data_dir": data_dir, "cache": cache})
     data, weights = places["data"], places["weights"]
+    _check_file(weights)
     if isinstance(recipe, Recipe):
         base, fits = recipe, True
     else:
@@ -268,11 +269,14 @@ def _fitted(base: Recipe, fits: bool, model: str, data: str | None, recipe: Reci
     return dataclasses.replace(recipe, **values) if values else recipe
 
 
+def _check_file(weights: str | None) -> None:
+    if weights is not None and weights not in _WEIGHTS and not os.path.exists(weights):
+        words = ", ".join(map(repr, _WEIGHTS))
+        raise ValueError(f"`weights` must be {words} or the path of a file. There is no file {weights!r}")
+
+
 def _check_weights(recipe: Recipe, weights: str | None) -> None:
     if weights is not None:
-        if weights not in _WEIGHTS and not os.path.exists(weights):
-            words = ", ".join(map(repr, _WEIGHTS))
-            raise ValueError(f"`weights` must be {words} or the path of a file. There is no file {weights!r}")
         return
     for name in ("head_epochs", "freeze_stages"):
         if getattr(recipe, name):

@@ -94,6 +94,9 @@ def test_unreadable_files(tmp_path, monkeypatch):
         open_checkpoint(tmp_path / "missing")
     with pytest.raises(IsADirectoryError, match="give the file in it"):
         open_checkpoint(tmp_path)
+    (tmp_path / "model.keras").write_bytes(b"")
+    with pytest.raises(IsADirectoryError, match=r"give model\.keras in it"):
+        open_checkpoint(tmp_path)
 
     def denied(*args, **kwargs):
         raise PermissionError(errno.EACCES, "denied")

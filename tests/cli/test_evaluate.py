@@ -248,7 +248,11 @@ def test_a_broken_image_is_named(capsys, saved, colours, tmp_path):
         (["a", "b"], "one MODEL is needed, 2"),
         (["nfnet_tiny"], "say with --data"),
         (["{model}"], "say with --data"),
-        (["nfnet_f00", "--data=digits"], "nfnet_f0"),
+        (
+            ["nfnet_f00", "--data=digits"],
+            "no file or folder 'nfnet_f00' here. Unknown model: 'nfnet_f00'. Nearest: nfnet_f0",
+        ),
+        (["nothere", "--data=digits"], "no file or folder 'nothere' here"),
         (["no/such.keras"], "does not exist"),
         (["."], "holds no model.keras"),
         (["{model}", "--data=no/such"], "no/such"),
@@ -256,7 +260,7 @@ def test_a_broken_image_is_named(capsys, saved, colours, tmp_path):
         (["{model}", "--data={colours}", "--crop=somehow"], "somehow"),
         (["{model}", "--data={colours}", "--image-size=0"], "image-size"),
         (["{model}", "--data={colours}", "--split=some"], "split"),
-        (["{model}", "--data={colours}", "--out={model}"], "{model}"),
+        (["{model}", "--data={colours}", "--out={model}"], "cannot write to '{model}' (File exists); name another"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(capsys, saved, colours, tmp_path, monkeypatch, arguments, words):

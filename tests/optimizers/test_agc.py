@@ -335,3 +335,27 @@ def test_training_goes_on_in_a_new_process(tmp_path, new_process):
     for name, optimizer in made.items():
         np.testing.assert_allclose(got[name]["losses"], expected[name], rtol=1e-5, err_msg=name)
         assert (got[name]["type"], got[name]["iterations"]) == (type(optimizer).__name__, 4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's strategies")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_accumulation_inside_of_a_strategy_is_refused(new_process, devices):
+    # Keras's optimizers end in an error of TensorFlow's that names neither.
+    code = """
+import keras, tensorflow as tf
+import nfnet_keras as nfk
+
+processor = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+with tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)]).scope():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    optimizer = nfk.optimizers.AGC(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    model.compile(optimizer, "mse")
+try:
+    model.fit(np.ones((8, 4), "float32"), np.ones((8, 2), "float32"), batch_size=4, verbose=0)
+except ValueError as error:
+    report(str(error))
+"""
+    said = new_process(code, devices=devices)
+    assert "cannot accumulate gradients inside of a tf.distribute strategy" in said
+    assert "gradient_accumulation_steps=2" in said

@@ -155,11 +155,17 @@ def test_what_is_not_known_is_said(data):
 def test_replicas_share_a_batch(monkeypatch):
     devices = distribution.Distribution("mirrored", replicas=4)
     monkeypatch.setattr(distribution, "make", lambda name: devices)
-    table = dry_run(settings(strategy="mirrored", changes={"gradient_accumulation_steps": 2}))
+    table = dry_run(settings(strategy="mirrored"))
     assert "replicas: 4" in line(table, "strategy")
-    assert line(table, "batch_size") == "batch_size 64 2 parts of 32 images, 8 for each of 4 replicas"
+    assert line(table, "batch_size") == "batch_size 64 16 for each of 4 replicas"
     with pytest.raises(ValueError, match="30 images cannot be shared evenly between 4"):
         dry_run(settings(strategy="mirrored", batch_size=30))
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "multi_worker", "tpu"])
+def test_parts_of_a_batch_are_refused_where_they_cannot_be(strategy):
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=2"):
+        dry_run(settings(strategy=strategy, changes={"gradient_accumulation_steps": 2}))
 
 
 def test_machines_of_a_cluster_are_counted_without_waiting_for_them(monkeypatch):

@@ -89,6 +89,9 @@ def test_paths_are_made_absolute_and_specifications_are_not(tmp_path, monkeypatc
     ("told", "words"),
     [
         ({"weights": "no/such.npz"}, r"`weights` must be.*no/such.npz"),
+        ({"weights": "no/such.npz", "epochs": 1}, r"`weights` must be.*no/such.npz"),
+        ({"weights": "digits", "epochs": 1}, r"of the recipe 'finetune'.*head_epochs=0 to train everything.*=2"),
+        ({"changes": {"bogus": 3}}, r"no value 'bogus'; there is: epochs, batch_size, .*mixup"),
         ({"recipe": "finetune"}, r"'finetune' goes out from trained weights \(head_epochs=2\)"),
         ({"changes": {"freeze_stages": 2}}, r"freeze_stages=2"),
         ({"recipe": "nfnet_f"}, r"Unknown recipe: 'nfnet_f'"),

@@ -137,7 +137,9 @@ class Recipe:
             )
         if self.head_epochs > self.epochs:
             raise ValueError(
-                f"`head_epochs` must be at most the epochs, {self.epochs}. Received: head_epochs={self.head_epochs!r}"
+                f"`head_epochs` (of the recipe {self.name!r}: epochs for the new classifier alone) must be at most the "
+                f"epochs, {self.epochs}; give more epochs, or head_epochs=0 to train everything from the start. "
+                f"Received: head_epochs={self.head_epochs!r}"
             )
 
     @property
