@@ -108,7 +108,7 @@ class GroupedConv2D(keras.layers.Conv2D):
     """2D convolution that also pads as PyTorch does, and whose groups are quick on a CPU.
 
     It takes every argument of `keras.layers.Conv2D`. A grouped convolution is one op on GPU and TPU. On a CPU
-    (TensorFlow, JAX) it is one ordinary convolution a group; the numbers are the same.
+    (TensorFlow, JAX) it is one ordinary convolution a group, up to 16 groups; the numbers are the same.
 
     Args:
         filters: Number of output channels.
@@ -163,7 +163,7 @@ class GroupedConv2D(keras.layers.Conv2D):
         return ops.add(outputs, ops.reshape(bias, (1, 1, 1, -1)))
 
     def convolve(self, inputs, kernel):
-        """Convolves with a kernel, on a CPU each group by itself; bias and activation are not applied."""
+        """Convolves with a kernel, on a CPU each of a few groups by itself; bias and activation are not applied."""
         if runs_on_cpu():
             return self._on_cpu(inputs, kernel)
         pads = self._pads if self._pads_itself else (0, 0)
