@@ -55,7 +55,7 @@ def run(options) -> Iterator[Part]:
     with Sides(options) as sides:
         for model, size, batch in QUICK if options.quick else CASES:
             found = _case(options, sides, model, size, batch)
-            title = f"training step, {model}, {size} x {size}, batch {batch}"
+            title = f"memory of a training step, {model}, {size} x {size}, batch {batch}"
             results, requirements = [], []
             for name, each in found.items():
                 results += _rows(title, name, each)

@@ -5,7 +5,7 @@
 A step is cross-entropy, gradients, adaptive gradient clipping (AGC) and SGD with Nesterov momentum, without dropout and
 stochastic depth. All sides start from the same parameters with the same images and labels. Before anything is timed,
 the losses of the first three steps are compared. Without AGC all sides compute the same. With it the first losses must
-be the same; the later ones are only told, since timm clips gains element by element. Every way of a side takes two
+be the same; the later ones are only told, since timm clips gains element by element. Every way of a side takes some
 steps, and those near its best go on to the rounds in which all sides take turns.
 """
 
@@ -122,7 +122,7 @@ class _Batch:
             for slower in [each for each in kept if each.seconds > NEAR * best]:
                 kept.remove(slower)
                 self.sides.stop([slower.process])
-                note = f"two steps, not in the rounds; {self._note(slower)}"
+                note = f"some steps, not in the rounds; {self._note(slower)}"
                 self.results.append(Result(self.title, slower.way.name, "s", [slower.seconds], self.flops, note))
         return kept
 
@@ -134,7 +134,8 @@ class _Batch:
         path = self.sides.folder / "losses.npz"
         try:
             first = process.ask("feed", path=str(self.inputs))["first"]
-            seconds = min(process.ask("time", repeats=2)["seconds"])
+            # A step of one image has not found its pace after two.
+            seconds = min(process.ask("time", repeats=2 if self.batch > 1 else 8)["seconds"])
             process.ask("outputs", path=str(path))
         except SideError as error:
             self.sides.fail(f"{way.name} ({self.title})", error)

@@ -76,7 +76,8 @@ class Predictor:
         if len(model.inputs) != 1:
             raise ValueError(f"`Predictor` takes a model of one input. Received one of {len(model.inputs)}.")
         self._shape = tuple(model.inputs[0].shape)
-        self._structure = model.output
+        # One output is an array even where the model gives it in a list.
+        self._structure = model.output if len(model.outputs) > 1 else model.outputs[0]
         self._run = (openvino_engine if self.engine == "openvino" else _keras)(model, dtype)
 
     def __call__(self, images: np.ndarray) -> np.ndarray | list | dict:

@@ -97,9 +97,9 @@ class WSConv2D(GroupedConv2D):
     channel; gradients go through the standardization. It is computed in the precision of the variables (float32) under
     mixed precision too, and only its result is cast.
 
-    A grouped convolution is one op on GPU and TPU. On a CPU (TensorFlow, JAX) it is one ordinary convolution a group, up
-    to 16 groups, because there the gradient of the grouped op is several times slower; not so with oneDNN's, which a
-    TensorFlow training step takes. The numbers are the same.
+    A grouped convolution is one op on GPU and TPU. On a CPU (TensorFlow, JAX) it is one ordinary convolution a group,
+    up to 16 groups, because there the gradient of the grouped op is several times slower; not so with oneDNN's, which
+    a TensorFlow training step takes. The numbers are the same.
 
     Source: Brock et al. 2021, <https://arxiv.org/abs/2102.06171>, section 2, equation 1.
 
