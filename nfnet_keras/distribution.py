@@ -94,26 +94,6 @@ class Distribution:
             f"({self.name!r}). The nearest batch size that can: {' or '.join(near)}."
         )
 
-    def check_accumulation(self, steps: int) -> None:
-        """Checks that gradients can be accumulated: Keras's optimizers cannot inside of TensorFlow's strategies.
-
-        Args:
-            steps: Batches of an update.
-
-        Raises:
-            ValueError: If they cannot.
-
-        Example:
-
-        >>> Distribution("data_parallel", replicas=4).check_accumulation(2)
-        """
-        if steps > 1 and self.name not in ("one", "data_parallel"):
-            raise ValueError(
-                f"Keras's optimizers cannot accumulate gradients inside of a tf.distribute strategy ({self.name!r}). "
-                f"Received: gradient_accumulation_steps={steps}. Each replica has its share of a batch anyway; take 1, "
-                "'one' device, or JAX and 'data_parallel'."
-            )
-
     def feed(self, make_dataset: Callable, batch_size: int):
         """Returns the data for `fit` or `evaluate`, such that every replica gets its share of each batch.
 

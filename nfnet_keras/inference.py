@@ -93,11 +93,14 @@ class Predictor:
         Raises:
             ValueError: If the images have another shape than the model takes.
         """
+        return keras.tree.pack_sequence_as(self._structure, self._outputs(images))
+
+    def _outputs(self, images: np.ndarray) -> list[np.ndarray]:
         images = np.ascontiguousarray(images, "float32")
         # OpenVINO would take any size.
         if not fits(images.shape, self._shape):
             raise ValueError(f"The model takes images of shape {self._shape}. Received: {images.shape}")
-        return keras.tree.pack_sequence_as(self._structure, self._run(images))
+        return self._run(images)
 
     def predict(self, images: np.ndarray, batch_size: int = 8) -> np.ndarray | list | dict:
         """Returns the network's outputs for any number of images, `batch_size` at a time.
@@ -132,9 +135,9 @@ class Predictor:
             # The last batch is filled up: another size would be compiled anew.
             missing = min(batch_size, len(images)) - len(batch)
             filled = np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)]) if missing else batch
-            found = self(filled)
-            outputs.append([each[: len(batch)] for each in keras.tree.flatten(found)])
-        return keras.tree.pack_sequence_as(found, [np.concatenate(parts) for parts in zip(*outputs, strict=True)])
+            outputs.append([each[: len(batch)] for each in self._outputs(filled)])
+        joined = [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+        return keras.tree.pack_sequence_as(self._structure, joined)
 
 
 def _keras(model: keras.Model, dtype: str) -> Callable:

@@ -3,9 +3,7 @@
 import argparse
 import ast
 import contextlib
-import gzip
 import importlib
-import importlib.metadata
 import json
 import pathlib
 import re
@@ -16,13 +14,12 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import environments, inference, parameters, results, training
+from benchmarks import environments, inference, parameters, training
 from benchmarks.protocol import SideError, Sides, in_turn
 from benchmarks.results import Requirement, Result
-from benchmarks.sides import Way, as_installed, authors_side, kecam_side, need_device, not_installed, ours, timm_side
+from benchmarks.sides import Way, kecam_side, ours, timm_side
 from benchmarks.training import all_ways
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 BENCHMARKS = pathlib.Path(program.__file__).parent
 
 
@@ -41,76 +38,6 @@ def start(sides, *ways, size=8, batch=4):
     processes = [sides.start(way, "inference", model="toy") for way in ways]
     inputs = parameters.write_inputs(sides.folder / "in.npz", batch, size, 10, 0)
     return sides.feed([process for process in processes if process is not None], inputs)
-
-
-def cells(table, side):
-    row = next(line for line in table.splitlines() if line.startswith(f"| {side} "))
-    header = next(line for line in table.splitlines() if line.startswith("| side"))
-    return dict(zip(header.split(" | "), row.split(" | "), strict=True))
-
-
-def test_report_has_medians_ratios_and_shares():
-    table = results.report(
-        [
-            Result("matrix product 2 x 2", "slow, float32", "s", [4.0], 16e9),
-            Result("matrix product 2 x 2", "quick, float32", "s", [1.0, 9.0, 2.0], 16e9),
-            Result("case", "peer", "s", [6.0, 3.0, 5.0], 8e9, memory=20.0),
-            Result("case", "ours, slow", "s", [4.0], 8e9),
-            Result("case", "ours", "s", [2.0], 8e9, "a remark"),
-            Result("case", "peer, bfloat16", "s", [1.0]),
-            Result("case", "ours, no AGC", "s", [1.0]),
-            Result("case", "peer, no AGC", "s", [1.5]),
-        ],
-        [],
-    )
-    peer = cells(table.split("### case")[1], "peer")
-    assert (peer["median, s"], peer["range"], peer["times ours"]) == ("5", "3 to 6", "2.50")
-    # 1.6 GFLOP/s of the 8 that the quicker library reached in the median.
-    assert (peer["GFLOP/s"], peer["share of the matrix rate"], peer["peak memory, MiB"]) == ("2", "20%", "20")
-    case = table.split("### case")[1]
-    assert "2.00" in cells(case, "ours, slow")["times ours"]
-    assert cells(case, "peer, no AGC")["times ours"] == "1.50"
-    assert cells(case, "peer, bfloat16")["times ours"] == "", "bfloat16 has no side of ours to be held against"
-    assert "a remark" in case
-
-
-def test_report_tells_what_does_not_hold_and_what_did_not_run():
-    requirements = [Requirement("floor", 1.2, 1.15), Requirement("ceiling", 0.06, 0.05, at_most=True)]
-    table = results.report([Result("not run", "peer", "", [], note="no wheel")], requirements)
-    assert "| floor | 1.2 | >= 1.15 | yes |" in table
-    assert "| ceiling | 0.06 | <= 0.05 | NO |" in table
-    assert "- not run: peer: no wheel" in table
-
-
-def test_memory_is_held_against_memory_of_the_same_kind():
-    table = results.report(
-        [
-            Result("case", "ours: whole", "MiB", [200.0], note="a last column"),
-            Result("case", "ours, remat: whole", "MiB", [100.0]),
-            Result("case", "ours: above", "MiB", [50.0]),
-            Result("case", "peer: whole", "MiB", [300.0]),
-            Result("case", "peer: above", "MiB", [100.0]),
-            Result("case", "peer, checkpointing: whole", "MiB", [150.0]),
-        ],
-        [],
-    )
-    found = {each: cells(table, each)["times ours"] for each in ("peer: whole", "peer: above")}
-    assert found == {"peer: whole": "1.50", "peer: above": "2.00"}
-    assert cells(table, "peer, checkpointing: whole")["times ours"] == "1.50"
-
-
-def test_a_share_is_of_the_rate_in_the_same_rounds():
-    product = Result("matrix product 2 x 2", "a, float32", "s", [1.0], 16e9)
-    beside = Result("case", "ours", "s", [1.0], 4e9, "a last column", rates={"float32": 8e9})
-    later = Result("case", "peer", "s", [1.0], 4e9)
-    case = results.report([product, beside, later], []).split("### case")[1]
-    assert cells(case, "ours")["share of the matrix rate"] == "50%"
-    assert cells(case, "peer")["share of the matrix rate"] == "25%"
-
-
-def test_values_of_the_same_side_and_case_are_put_together():
-    found = results.merged([Result("c", "a", "s", [1.0]), Result("c", "b", "s", [5.0]), Result("c", "a", "s", [3.0])])
-    assert [(each.side, each.values) for each in found] == [("a", [1.0, 3.0]), ("b", [5.0])]
 
 
 def test_sides_take_turns_and_every_other_round_goes_backwards(options, tmp_path):
@@ -238,58 +165,6 @@ def test_ways_near_the_best_of_a_side_go_on_to_the_rounds(options, monkeypatch):
         kept = batch._near_best([toy(name) for name in seconds])
         assert [each.way.name for each in kept] == ["good", "best"]
         assert [each.side for each in batch.results] == ["slow"]
-
-
-def test_a_side_without_the_gpu_that_is_asked_for_says_so(monkeypatch):
-    need_device("cpu", "no such library")
-    libraries = {
-        "jax": types.SimpleNamespace(default_backend=lambda: "cpu"),
-        "torch": types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False)),
-        "tensorflow": types.SimpleNamespace(config=types.SimpleNamespace(list_physical_devices=lambda kind: [])),
-    }
-    for name, module in libraries.items():
-        monkeypatch.setitem(sys.modules, name, module)
-        with pytest.raises(RuntimeError, match=f"{name} finds no GPU"):
-            need_device("gpu", name)
-    libraries["jax"].default_backend = lambda: "gpu"
-    need_device("gpu", "jax")
-
-
-def test_for_a_gpu_nothing_is_hidden(monkeypatch):
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    before = list(sys.meta_path)
-    monkeypatch.setenv("NFNET_BENCHMARK_DEVICE", "gpu")
-    as_installed("openvino")
-    assert sys.meta_path == before
-
-
-def trees():
-    read = [json.loads(gzip.decompress((GOLDEN / f"{kind}_trees.json.gz").read_bytes())) for kind in ("timm", "haiku")]
-    return read[0], read[1]
-
-
-def test_every_parameter_of_timm_has_its_place_in_the_authors_tree():
-    timm, haiku = trees()
-    names = [f"{module}.{name}".lstrip(".") for module, values in timm["dm_nfnet_f0"].items() for name in values]
-    found = [authors_side.haiku_name(name, [1, 2, 6, 3]) for name in names]
-    assert sorted(found) == sorted((module, name) for module, values in haiku["NFNet-F0"].items() for name in values)
-
-
-def test_parameters_of_timm_have_different_places_in_kecams_network():
-    timm, _ = trees()
-    for network, depth in (("dm_nfnet_f0", "stack3_block6_deep_4_conv"), ("eca_nfnet_l0", "stack1_block1_eca_conv1d")):
-        names = [f"{module}.{name}".lstrip(".") for module, values in timm[network].items() for name in values]
-        places = [kecam_side.layer_and_variable(name) for name in names]
-        assert len(set(places)) == len(places)
-        assert (depth, "kernel") in places and ("predictions", "bias") in places
-
-
-def test_timms_kernels_are_turned_for_tensorflow():
-    kernel = np.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7)
-    for turn in (kecam_side._from_timm, authors_side._from_timm):
-        assert turn(kernel, (5, 7, 3, 2))[4, 6, 2, 1] == kernel[1, 2, 4, 6]
-        assert turn(kernel[:, :, :1, :1], (3, 2))[2, 1] == kernel[1, 2, 0, 0]
-        assert turn(np.ones((4, 1, 1, 1)), (4,)).shape == (4,)
 
 
 def test_images_and_parameters_come_from_the_seed():
@@ -456,45 +331,3 @@ def test_each_suite_runs_without_peers(suite, monkeypatch, options):
     for each in outcome.results:
         if each.case == "not run":
             assert "is not installed for tests" in each.note or "--authors" in each.note, each
-
-
-def test_our_sides_import_what_an_installation_has(new_process):
-    code = """
-import sys
-sys.path.insert(0, root)
-from benchmarks.sides import as_installed
-as_installed("openvino")
-import nfnet_keras
-import openvino
-report([name in sys.modules for name in ("tensorflow", "jax", "sklearn", "torch")])
-"""
-    env = {"KERAS_BACKEND": "tensorflow"}
-    assert new_process(code, env=env, root=str(BENCHMARKS.parent)) == [True, False, False, False]
-
-
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_sides_have_all_that_their_backend_needs(backend, new_process):
-    code = """
-import sys
-sys.path.insert(0, root)
-from benchmarks.sides import as_installed
-as_installed("openvino")
-import keras
-report([float(keras.ops.sum(keras.ops.ones((2, 3)))), "sklearn" in sys.modules])
-"""
-    assert new_process(code, env={"KERAS_BACKEND": backend}, root=str(BENCHMARKS.parent)) == [6.0, False]
-
-
-def test_what_a_plain_installation_does_not_bring(monkeypatch):
-    owners = {"a": ["A_b"], "c": ["c.d"], "e": ["e"], "f": ["f", "c-d"], "g": ["g"]}
-    requires = {"a-b": ["C.d>=2 ; python_version > '3'", "E ; extra == 'more'"], "c-d": None}
-
-    def find(name):
-        if name in requires:
-            return requires[name]
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: owners)
-    monkeypatch.setattr(importlib.metadata, "requires", find)
-    assert not_installed("a-B") == {"e", "g"}
-    assert not_installed("a-B", "other", "more") == {"g"}

@@ -43,17 +43,6 @@ def test_batches_that_cannot_be_shared(batch_size, nearest):
     devices.check_batch_size(16)
 
 
-@pytest.mark.parametrize("name", distribution.NAMES)
-def test_strategies_that_cannot_accumulate_gradients(name):
-    devices = Distribution(name, replicas=2)
-    devices.check_accumulation(1)
-    if name in ("one", "data_parallel"):
-        devices.check_accumulation(4)
-    else:
-        with pytest.raises(ValueError, match=f"strategy .'{name}'.*gradient_accumulation_steps=4"):
-            devices.check_accumulation(4)
-
-
 def test_unknown_names_and_backends():
     with pytest.raises(ValueError, match=r"no distribution 'two'\. Known are: one, mirrored, multi_worker, tpu"):
         distribution.make("two")

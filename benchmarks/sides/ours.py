@@ -104,7 +104,6 @@ class Inference(Side):
     def __init__(self, request: dict):
         import keras
 
-        need_device(request["device"], keras.backend.backend())
         self.versions = versions()
         self.model = dict(inference_makers())[request["maker"]](request)
         self.backend = keras.backend.backend()
@@ -172,7 +171,6 @@ class Training(Side):
 
         import nfnet_keras as nfk
 
-        need_device(request["device"], keras.backend.backend())
         self.versions = versions()
         self.model = _model(request)
         clip_factor = 0.01 if request["agc"] else None
@@ -200,7 +198,6 @@ def _matrix_product(request: dict) -> Side:
     import keras
 
     backend, size = keras.backend.backend(), request["size"]
-    need_device(request["device"], backend)
     a, b = (np.random.default_rng(seed).standard_normal((size, size), np.float32) for seed in range(2))
     a, b = (keras.ops.cast(keras.ops.convert_to_tensor(each), request["precision"]) for each in (a, b))
     if backend == "tensorflow":
@@ -240,6 +237,10 @@ class Draw(Side):
 
 def prepare(request: dict) -> Side:
     """Makes the side that a request asks for."""
+    import keras
+
+    if request["kind"] != "draw":
+        need_device(request["device"], keras.backend.backend())
     kinds = {"inference": Inference, "training": Training, "matrix": _matrix_product, "draw": Draw}
     return kinds[request["kind"]](request)
 

@@ -58,6 +58,7 @@ def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     name = only_model(arguments)
     from nfnet_keras import data
     from nfnet_keras.training.evaluating import evaluate
+    from nfnet_keras.training.run_folder import RunFolder
 
     spec, data_dir, own = _images_asked_for(values, name)
     model, preprocessing = open_classifier(name, values.weights, values.image_size)
@@ -65,12 +66,8 @@ def run(values: flags.FlagValues, arguments: Sequence[str]) -> int:
         preprocessing = dataclasses.replace(preprocessing, crop=values.crop)
     if values.out:
         # Before the hours that an evaluation may take.
-        try:
+        with RunFolder(values.out).reporting():
             os.makedirs(values.out, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"cannot write to {values.out!r} ({error.strerror or error}); name another folder with --out"
-            ) from error
     images = data.open_images(spec, data_dir)
     if _numbered(images.class_names) and (spec or "").startswith("tfrecord:"):
         # Files that do not name their classes need not have images of all of them either.

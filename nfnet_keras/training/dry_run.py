@@ -125,7 +125,6 @@ def _size_words(config: Settings, classes: int | None) -> str:
 
 def _devices(config: Settings, batch: int) -> tuple[int | None, str]:
     """Returns on how many devices a batch is spread, as far as that is known without calling for them, and in words."""
-    distribution.Distribution(config.strategy).check_accumulation(config.recipe.gradient_accumulation_steps)
     if config.strategy == "tpu":
         return None, "replicas: known once the TPU answers"
     if config.strategy == "multi_worker":
@@ -191,7 +190,7 @@ def _time_words(recipe: Recipe, plan: Plan | None) -> dict[str, str]:
     words = f"{each:,} step{'s' * (each != 1)} each, {total:,} in all, {seen:,} images seen"
     if recipe.augment.mix_from_twice:
         words += f" (each mixed from two, {2 * seen:,} are read)"
-    left_out = plan.images - each * plan.batch * plan.accumulation
+    left_out = plan.images - each * plan.update_images
     if left_out:
         words += f"; {left_out:,} of each epoch are left over"
     warm = [f"{plan.warmup_updates(phase):,} steps" for phase in plan.phases]
@@ -204,9 +203,8 @@ def _time_words(recipe: Recipe, plan: Plan | None) -> dict[str, str]:
 def _rate_words(recipe: Recipe, plan: Plan | None) -> str:
     if not recipe.scale_learning_rate:
         return f"peak {recipe.peak_learning_rate:g}, for any batch"
-    if plan is None:
-        return f"peak {recipe.peak_learning_rate:g} (times {recipe.batch_size} / 256)"
-    return f"peak {plan.peak_learning_rate:g} (times {plan.batch * plan.accumulation} / 256)"
+    of, images = (recipe, recipe.batch_size) if plan is None else (plan, plan.update_images)
+    return f"peak {of.peak_learning_rate:g} (times {images} / 256)"
 
 
 def _batch_words(recipe: Recipe, plan: Plan | None, replicas: int | None) -> str:

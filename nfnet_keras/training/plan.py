@@ -63,16 +63,20 @@ class Plan:
         return min(self.recipe.batch_size, self.images) // self.accumulation
 
     @property
+    def update_images(self) -> int:
+        """Images of one update: the recipe's batch, or all images where there are fewer."""
+        return self.batch * self.accumulation
+
+    @property
     def peak_learning_rate(self) -> float:
         """The learning rate at the end of the warm-up: that of the images that an update really has."""
-        recipe = self.recipe
-        share = self.batch * self.accumulation / recipe.batch_size if recipe.scale_learning_rate else 1.0
-        return recipe.peak_learning_rate * share
+        share = self.update_images / self.recipe.batch_size if self.recipe.scale_learning_rate else 1.0
+        return self.recipe.peak_learning_rate * share
 
     @property
     def steps(self) -> int:
         """Batches of an epoch."""
-        return self.images // (self.batch * self.accumulation) * self.accumulation
+        return self.images // self.update_images * self.accumulation
 
     @property
     def total_steps(self) -> int:

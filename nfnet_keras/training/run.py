@@ -65,7 +65,6 @@ def train(config: Settings, out: str | os.PathLike, resume: bool = False, verbos
     images = data.open_images(config.data, config.data_dir)
     plan = Plan(config.recipe, len(images.train))
     where.check_batch_size(plan.batch)
-    where.check_accumulation(plan.accumulation)
     with folder.locked(), stop_signals() as stopped, explained():
         found = _describe(images)
         if not resume:
@@ -149,7 +148,6 @@ class _Run:
         """Says what is about to be done."""
         recipe, images = self.config.recipe, self.images
         clip = "no clipping" if recipe.clip_factor is None else f"clip factor {recipe.clip_factor}"
-        images_in_step = self.plan.batch * self.plan.accumulation
         fewer = ""
         if len(images.train) < recipe.batch_size:
             rate = f", and so much the lower a learning rate: {self.plan.peak_learning_rate:.3g}"
@@ -159,7 +157,7 @@ class _Run:
             f"Training {self.config.model} ({self.model.count_params():,} parameters) on {images.name}: "
             f"{len(images.train)} images of {len(images.class_names)} classes at {recipe.image_size} x "
             f"{recipe.image_size}, {len(images.test)} held out; {recipe.epochs} epochs, batches of "
-            f"{images_in_step}{fewer}{several}, {clip}, seed {self.config.seed}.",
+            f"{self.plan.update_images}{fewer}{several}, {clip}, seed {self.config.seed}.",
             flush=True,
         )
         if self.progress.position:

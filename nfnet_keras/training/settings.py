@@ -44,7 +44,8 @@ class Settings:
         checkpoint_minutes: Minutes from one checkpoint to the next within an epoch. Defaults to `10.0`.
 
     Raises:
-        ValueError: If a value is of the wrong type or out of its range; the message names it.
+        ValueError: If a value is of the wrong type or out of its range, or gradients are to be accumulated inside of
+            one of TensorFlow's strategies; the message names it.
 
     Example:
 
@@ -78,6 +79,13 @@ class Settings:
         ):
             if not good:
                 raise ValueError(f"`{name}` must be {wanted}. Received: {name}={getattr(self, name)!r}")
+        steps = self.recipe.gradient_accumulation_steps
+        if steps > 1 and NAMES[self.strategy] == "tensorflow":
+            raise ValueError(
+                "Keras's optimizers cannot accumulate gradients inside of a tf.distribute strategy "
+                f"({self.strategy!r}). Received: gradient_accumulation_steps={steps}. Each replica has its share of a "
+                "batch anyway; take 1, 'one' device, or JAX and 'data_parallel'."
+            )
 
     def to_dict(self) -> dict:
         """Returns the settings as JSON holds them."""

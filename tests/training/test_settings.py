@@ -8,6 +8,7 @@ import pytest
 import nfnet_keras as nfk
 from nfnet_keras.training import DIGITS, FOLDER, RECIPES, Settings, TrainingError, recipe, settings
 from nfnet_keras.training.run import default_out
+from nfnet_keras.training.settings import STRATEGIES
 
 
 def test_defaults_are_the_recipes():
@@ -107,6 +108,17 @@ def test_paths_are_made_absolute_and_specifications_are_not(tmp_path, monkeypatc
 def test_what_is_wrong_is_named(told, words):
     with pytest.raises(ValueError, match=words):
         settings(**told)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategies_that_cannot_accumulate_gradients(name):
+    settings(strategy=name, changes={"gradient_accumulation_steps": 1})
+    parts = {"gradient_accumulation_steps": 4}
+    if name in ("one", "data_parallel"):
+        settings(strategy=name, changes=parts)
+    else:
+        with pytest.raises(ValueError, match=f"strategy .'{name}'.*gradient_accumulation_steps=4"):
+            settings(strategy=name, changes=parts)
 
 
 def test_image_size_is_the_networks_own():
