@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from nfnet_keras.tensorflow_step import has_one_replica
+from nfnet_keras.tensorflow_replicas import has_one_replica
 
 # Elements of the arguments of calls that run together. Compiling ahead computes once, with zeros; larger ones might not
 # fit into memory.

@@ -5,6 +5,7 @@ TensorFlow then optimizes one by one. A part of a step that is a function is tra
 only calls it. `tf.custom_gradient` would put a dozen operations around each use besides.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,6 +16,21 @@ import tensorflow as tf
 from nfnet_keras.tensorflow_ahead import compile_ahead
 
 _numbers = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """What a call in a graph that gives gradients computes them from, besides the gradients from upstream.
+
+    Args:
+        function: Of arguments, what was kept, and the gradients from upstream, in which it is linear.
+        arguments: Tensors.
+        kept: Tensors.
+    """
+
+    function: Callable
+    arguments: list
+    kept: list
 
 
 class TracedOnce:
@@ -72,11 +88,18 @@ class TracedOnce:
     def __call__(self, *arguments) -> list:
         """Returns the outputs for tensors of a graph."""
         arguments = [tf.convert_to_tensor(argument) for argument in arguments]
-        call = self._call(self._function(arguments), arguments)
-        outputs, kept = call.outputs[: self._counts[0]], call.outputs[self._counts[0] :]
+        return self.record(arguments, self.compute(arguments))
+
+    def compute(self, arguments: Sequence) -> list:
+        """Returns the outputs, and what is kept, for tensors of a graph; tapes do not see it."""
+        return self._call(self._function(arguments), arguments).outputs
+
+    def record(self, arguments: Sequence, results: Sequence) -> list:
+        """Tells tapes that this function of the arguments gave the results of `compute`, and returns the outputs."""
+        outputs, kept = results[: self._counts[0]], results[self._counts[0] :]
         if self._name is not None:
             # For tapes, what was kept is an argument: they would make zeros for an output without a gradient.
-            tf.__internal__.record_gradient(self._name, [*call.inputs, *kept], (), outputs)
+            tf.__internal__.record_gradient(self._name, [*arguments, *kept], (), outputs)
         return outputs
 
     def _function(self, arguments: Sequence):
@@ -136,12 +159,19 @@ class TracedOnce:
             derivative = self._derivative(arguments, tuple(i for i in range(arguments) if i not in part))
             with tf.control_dependencies(list(found.values()) if in_turn else []):
                 results = derivative(*tensors, *upstream[:count])
+            if results:
+                results[0].op._nfnet_keras_gradient = Gradient(derivative, tensors[:arguments], tensors[arguments:])
             # The last arguments may be constants, which have none.
             found.update(zip(part, results, strict=False))
         if in_turn and 0 in found:
             with tf.control_dependencies(list(found.values())):
                 found[0] = tf.identity(found[0])
         return [found.get(i) for i in range(len(call.inputs))]
+
+    @staticmethod
+    def gradient_behind(tensor) -> Gradient | None:
+        """Returns what a tensor of a graph is a gradient of; `None` where no function of this kind gave it."""
+        return getattr(tensor.op, "_nfnet_keras_gradient", None)
 
     def _derivative(self, arguments: int, skipped: tuple[int, ...]) -> "TracedOnce":
         """Returns the function of arguments, what was kept, and upstream gradients to the gradients that are wanted."""

@@ -12,7 +12,9 @@ from nfnet_keras.tensorflow_ahead import compiled
 from nfnet_keras.tensorflow_calls import TracedOnce, gradient_of
 from nfnet_keras.tensorflow_convolution import convolution_for, uses_onednn
 from nfnet_keras.tensorflow_fusion import is_large
-from nfnet_keras.tensorflow_step import likely_batch, shares_processor
+from nfnet_keras.tensorflow_replicas import shares_processor
+from nfnet_keras.tensorflow_sharing import computed_once
+from nfnet_keras.tensorflow_step import likely_batch
 
 # Added to the variance where a floor takes the place of it: too little to change a number above any floor.
 _TINY = 1e-30
@@ -54,7 +56,7 @@ def convolve_standardized(standardization: Standardization, settings: CPUConvolu
 
     The standardised kernel is computed again on the way back, right before it is used: kept, those of all layers are a
     second copy of the network. It is kept where the inputs, which are kept in any case, are of several images and no
-    smaller, and by replicas that share a processor: each would compute all kernels again.
+    smaller, and by replicas that share a processor. These standardise each kernel once for all of them.
 
     Args:
         standardization: Of the kernel.
@@ -77,7 +79,11 @@ def convolve_standardized(standardization: Standardization, settings: CPUConvolu
     >>> compute(tf.ones((1, 4, 4, 2))).shape
     TensorShape([1, 4, 4, 3])
     """
-    arguments = [inputs, kernel, gain] + ([] if bias is None else [bias])
+    biases = [] if bias is None else [bias]
+    shared = computed_once(_standardizing(standardization), kernel, gain)
+    if shared is not None:
+        return _convolving(settings, _order(inputs, kernel))(inputs, *shared, *biases)[0]
+    arguments = [inputs, kernel, gain, *biases]
     return _standardized(standardization, settings, _keeps(inputs, kernel), _order(inputs, kernel))(*arguments)[0]
 
 
@@ -126,12 +132,46 @@ def _standardized(standardization: Standardization, settings: CPUConvolution, ke
         return [of_inputs, *standardization.gradient(kernel, gain, kept, of_weights), *of_bias]
 
     def plain(inputs, kernel, gain, bias=None):
-        outputs = settings(inputs, tf.cast(standardization.plain(kernel, gain), inputs.dtype))
-        rows = bias if bias is None or settings.data_format == "channels_last" else bias[:, None, None]
-        return [outputs if bias is None else outputs + rows]
+        return _plain(settings, inputs, standardization.plain(kernel, gain), bias)
 
     # TensorFlow makes one operation of a matrix product and the bias behind it.
     return TracedOnce(forward, backward, plain, optimized=settings.is_matrix_product, gradients=order)
+
+
+@functools.cache
+def _standardizing(standardization: Standardization) -> TracedOnce:
+    def forward(kernel, gain):
+        weights, kept = standardization.forward(kernel, gain)
+        return [weights], kept
+
+    def backward(arguments, kept, upstream, skipped):
+        return standardization.gradient(*arguments, kept, *upstream)
+
+    return TracedOnce(forward, backward, lambda kernel, gain: [standardization.plain(kernel, gain)])
+
+
+@functools.cache
+def _convolving(settings: CPUConvolution, order: str) -> TracedOnce:
+    convolution = convolution_for(settings)
+
+    def forward(inputs, weights, bias=None):
+        return [convolution.forward(inputs, weights, bias)], []
+
+    def backward(arguments, kept, upstream, skipped):
+        inputs, weights, *bias = arguments
+        of_bias = [convolution.gradient_of_bias(*upstream)] if bias else []
+        return [*convolution.gradient(inputs, weights, *upstream), *of_bias]
+
+    def plain(inputs, weights, bias=None):
+        return _plain(settings, inputs, weights, bias)
+
+    return TracedOnce(forward, backward, plain, optimized=settings.is_matrix_product, gradients=order)
+
+
+def _plain(settings: CPUConvolution, inputs, weights, bias) -> list:
+    outputs = settings(inputs, tf.cast(weights, inputs.dtype))
+    rows = bias if bias is None or settings.data_format == "channels_last" else bias[:, None, None]
+    return [outputs if bias is None else outputs + rows]
 
 
 def standardization_for(plain: Callable, kernel, floor: float, added: float, scale: float) -> Standardization:

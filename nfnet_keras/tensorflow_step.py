@@ -9,6 +9,8 @@ import keras
 import tensorflow as tf
 
 from nfnet_keras import sam as sam_lib
+from nfnet_keras.tensorflow_replicas import has_one_replica, is_alone, shares_processor
+from nfnet_keras.tensorflow_sharing import on_the_sum
 
 
 def building_ahead(model: keras.Model, train_function: Callable) -> Callable:
@@ -78,86 +80,6 @@ def _build(model: keras.Model, batch) -> None:
     for part in (model._compile_loss, model._compile_metrics):
         if part is not None and not part.built:
             part.build(y_true, y_pred)
-
-
-def replica_number():
-    """Returns the number of this replica among several of a `tf.distribute` strategy, `None` where there is one.
-
-    Example:
-
-    >>> replica_number() is None
-    True
-    """
-    if is_alone():
-        return None
-    return tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
-
-
-def is_alone() -> bool:
-    """Whether there is no other replica to sum gradients with: one device, or not inside of a replica at all.
-
-    Example:
-
-    >>> is_alone()
-    True
-    """
-    context = tf.distribute.get_replica_context()
-    return context is None or context.num_replicas_in_sync == 1
-
-
-def has_one_replica() -> bool:
-    """Whether the strategy in use computes on one device, asked inside of a replica or outside, as in an update.
-
-    Example:
-
-    >>> has_one_replica()
-    True
-    """
-    return tf.distribute.get_strategy().num_replicas_in_sync == 1
-
-
-def has_strategy() -> bool:
-    """Whether this is inside of a `tf.distribute` strategy, of several devices or of one.
-
-    Example:
-
-    >>> has_strategy()
-    False
-    """
-    return tf.distribute.has_strategy()
-
-
-def shares_processor() -> bool:
-    """Whether this is one of several replicas that are all on this machine's processor.
-
-    Example:
-
-    >>> shares_processor()
-    False
-    """
-    strategy = tf.distribute.get_strategy()
-    if is_alone() or not isinstance(strategy, tf.distribute.MirroredStrategy):
-        return False
-    return all("CPU" in name for name in strategy.extended.worker_devices)
-
-
-def on_the_sum(tensors: list, function: Callable) -> list:
-    """Sums tensors over replicas that share a processor, and calls a function with the sums once, not on each replica.
-
-    Args:
-        tensors: List of this replica's tensors.
-        function: From the list of sums to a list of tensors.
-
-    Returns:
-        The function's result, the same on every replica.
-    """
-
-    def run(strategy, tensors):
-        # Not by the strategy: its way may be one for devices that do not share their memory, and costs several copies.
-        with tf.device(strategy.extended.worker_devices[0]):
-            return function([tf.add_n(strategy.experimental_local_results(each)) for each in tensors])
-
-    return list(tf.distribute.get_replica_context().merge_call(run, args=(tensors,)))
 
 
 def densify(gradient):

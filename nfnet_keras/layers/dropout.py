@@ -27,7 +27,7 @@ class ReplicaSeed(keras.random.SeedGenerator):
 
     def next(self, ordered: bool = True):
         seed = self.generator.next(ordered)
-        from nfnet_keras.tensorflow_step import replica_number
+        from nfnet_keras.tensorflow_replicas import replica_number
 
         number = replica_number()
         if number is None:

@@ -165,19 +165,20 @@ def add_counter(optimizer) -> None:
 
 def clip_reduced(optimizer, reduce, decay, grads_and_vars):
     """TensorFlow's seam: sums gradients over replicas, then clips them."""
-    from nfnet_keras import tensorflow_step
+    from nfnet_keras import tensorflow_replicas as replicas
+    from nfnet_keras import tensorflow_sharing, tensorflow_step
 
     grads_and_vars = list(grads_and_vars)
-    if optimizer.gradient_accumulation_steps and tensorflow_step.has_strategy():
+    if optimizer.gradient_accumulation_steps and replicas.has_strategy():
         raise ValueError(
             "Keras's optimizers cannot accumulate gradients inside of a tf.distribute strategy. Received: "
             f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}. Each replica has its share of a "
             "batch anyway; leave it out, or accumulate without a strategy."
         )
     missing = any(g is None for g, _ in grads_and_vars)
-    once = not missing and tensorflow_step.shares_processor()
+    once = not missing and replicas.shares_processor()
     # Even the sum over one replica waits for the gradients of all variables; where some are missing, Keras says so.
-    if missing or not (once or tensorflow_step.is_alone()):
+    if missing or not (once or replicas.is_alone()):
         grads_and_vars = reduce(grads_and_vars)
     variables = [v for _, v in grads_and_vars]
     gradients = [tensorflow_step.densify(g) for g, _ in grads_and_vars]
@@ -186,7 +187,7 @@ def clip_reduced(optimizer, reduce, decay, grads_and_vars):
     def clip(gradients):
         return _clip(optimizer, gradients, known)
 
-    clipped = tensorflow_step.on_the_sum(gradients, clip) if once else clip(gradients)
+    clipped = tensorflow_sharing.on_the_sum(gradients, clip) if once else clip(gradients)
     decay(known)
     return list(zip(clipped, variables, strict=True))
 
