@@ -20,17 +20,19 @@ _numbers = itertools.count()
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
-    """What a call in a graph that gives gradients computes them from, besides the gradients from upstream.
+    """What a call in a graph that gives gradients computes them from.
 
     Args:
         function: Of arguments, what was kept, and the gradients from upstream, in which it is linear.
         arguments: Tensors.
         kept: Tensors.
+        upstream: Tensors.
     """
 
     function: Callable
     arguments: list
     kept: list
+    upstream: Sequence
 
 
 class TracedOnce:
@@ -160,18 +162,14 @@ class TracedOnce:
             with tf.control_dependencies(list(found.values()) if in_turn else []):
                 results = derivative(*tensors, *upstream[:count])
             if results:
-                results[0].op._nfnet_keras_gradient = Gradient(derivative, tensors[:arguments], tensors[arguments:])
+                known = Gradient(derivative, tensors[:arguments], tensors[arguments:], upstream[:count])
+                results[0].op._nfnet_keras_gradient = known
             # The last arguments may be constants, which have none.
             found.update(zip(part, results, strict=False))
         if in_turn and 0 in found:
             with tf.control_dependencies(list(found.values())):
                 found[0] = tf.identity(found[0])
         return [found.get(i) for i in range(len(call.inputs))]
-
-    @staticmethod
-    def gradient_behind(tensor) -> Gradient | None:
-        """Returns what a tensor of a graph is a gradient of; `None` where no function of this kind gave it."""
-        return getattr(tensor.op, "_nfnet_keras_gradient", None)
 
     def _derivative(self, arguments: int, skipped: tuple[int, ...]) -> "TracedOnce":
         """Returns the function of arguments, what was kept, and upstream gradients to the gradients that are wanted."""
@@ -205,6 +203,47 @@ class TracedOnce:
 
         derivative = TracedOnce(forward, second, plain, self._jit)
         return derivative
+
+
+def gradient_behind(tensor) -> Gradient | None:
+    """Returns what a tensor was computed from, if it is a gradient by a `TracedOnce` in a graph.
+
+    Args:
+        tensor: Of a graph, or not.
+
+    Returns:
+        The `Gradient`; `None` for any other tensor.
+
+    Example:
+
+    >>> gradient_behind(tf.constant(1.0)) is None
+    True
+    """
+    return None if tf.executing_eagerly() else getattr(tensor.op, "_nfnet_keras_gradient", None)
+
+
+def kept_in_graph(name: str) -> dict:
+    """Returns a dictionary that the graph which is being traced keeps under a name, an empty one at first.
+
+    Args:
+        name: Of what is in it.
+
+    Returns:
+        One and the same dictionary for a graph and a name.
+
+    Example:
+
+    >>> @tf.function
+    ... def compute():
+    ...     kept_in_graph("numbers")[1] = "one"
+    ...     return tf.constant(len(kept_in_graph("numbers")))
+    >>> int(compute())
+    1
+    """
+    graph, name = tf.compat.v1.get_default_graph(), f"_nfnet_keras_{name}"
+    if not hasattr(graph, name):
+        setattr(graph, name, {})
+    return getattr(graph, name)
 
 
 def call_once(function: Callable, *tensors) -> list:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from nfnet_keras.tensorflow_calls import Gradient, TracedOnce
+from nfnet_keras.tensorflow_calls import Gradient, TracedOnce, gradient_behind, kept_in_graph
 from nfnet_keras.tensorflow_replicas import shares_processor
 
 
@@ -34,11 +34,8 @@ def computed_once(function: TracedOnce, *variables) -> list | None:
     values = [each.value if isinstance(each, keras.Variable) else each for each in variables]
     if not all(isinstance(value, tf.distribute.DistributedValues) for value in values):
         return None
-    graph = tf.compat.v1.get_default_graph()
-    known = getattr(graph, "_nfnet_keras_once", None)
-    if known is None:
-        known = graph._nfnet_keras_once = {}
-    counts, results = known.setdefault((function, *(value.ref() for value in values)), ({}, []))
+    key = function, *(value.ref() for value in values)
+    counts, results = kept_in_graph("once").setdefault(key, ({}, []))
     replica = int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
     # A layer may be called more than once, and be updated in between: replicas have the same call in common.
     call = counts[replica] = counts.get(replica, -1) + 1
@@ -89,13 +86,13 @@ def add_up(gradients: Sequence[Sequence]) -> list:
 
 
 def _sum_of(parts: Sequence, of_sums: dict):
-    found = [None if tf.executing_eagerly() else TracedOnce.gradient_behind(part) for part in parts]
+    found = [gradient_behind(part) for part in parts]
     if not _in_common(found):
         return tf.add_n(parts)
-    call, given = parts[0].op, len(found[0].arguments) + len(found[0].kept)
+    call, one = parts[0].op, found[0]
     if call not in of_sums:
-        upstream = zip(*(part.op.inputs[given:] for part in parts), strict=True)
-        of_sums[call] = found[0].function(*found[0].arguments, *found[0].kept, *map(tf.add_n, upstream))
+        upstream = map(tf.add_n, zip(*(each.upstream for each in found), strict=True))
+        of_sums[call] = one.function(*one.arguments, *one.kept, *upstream)
     return of_sums[call][parts[0].value_index]
 
 
@@ -103,5 +100,4 @@ def _in_common(gradients: Sequence[Gradient | None]) -> bool:
     """Whether these are gradients of one call: then what it kept are the same tensors."""
     if None in gradients or not gradients[0].kept:
         return False
-    kept = [list(map(id, each.kept)) for each in gradients]
-    return all(each.function is gradients[0].function for each in gradients) and kept.count(kept[0]) == len(kept)
+    return len({(id(each.function), *map(id, each.kept)) for each in gradients}) == 1

@@ -56,7 +56,8 @@ def convolve_standardized(standardization: Standardization, settings: CPUConvolu
 
     The standardised kernel is computed again on the way back, right before it is used: kept, those of all layers are a
     second copy of the network. It is kept where the inputs, which are kept in any case, are of several images and no
-    smaller, and by replicas that share a processor. These standardise each kernel once for all of them.
+    smaller. Replicas that share a processor standardise the kernel of a variable once for all of them; what takes a
+    variable's place each standardises itself, and keeps.
 
     Args:
         standardization: Of the kernel.
@@ -79,12 +80,12 @@ def convolve_standardized(standardization: Standardization, settings: CPUConvolu
     >>> compute(tf.ones((1, 4, 4, 2))).shape
     TensorShape([1, 4, 4, 3])
     """
-    biases = [] if bias is None else [bias]
+    order, biases = _order(inputs, kernel), [] if bias is None else [bias]
     shared = computed_once(_standardizing(standardization), kernel, gain)
     if shared is not None:
-        return _convolving(settings, _order(inputs, kernel))(inputs, *shared, *biases)[0]
-    arguments = [inputs, kernel, gain, *biases]
-    return _standardized(standardization, settings, _keeps(inputs, kernel), _order(inputs, kernel))(*arguments)[0]
+        return _convolving(settings, order)(inputs, *shared, *biases)[0]
+    convolve = _standardized(standardization, settings, _keeps(inputs, kernel), order)
+    return convolve(inputs, kernel, gain, *biases)[0]
 
 
 def _keeps(inputs, kernel) -> bool:

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from nfnet_keras import sam as sam_lib
+from nfnet_keras.tensorflow_calls import kept_in_graph
 from nfnet_keras.tensorflow_replicas import has_one_replica, is_alone, shares_processor
 from nfnet_keras.tensorflow_sharing import on_the_sum
 
@@ -120,10 +121,7 @@ def shared_constant(value, dtype=tf.int32):
     if tf.executing_eagerly() or not has_one_replica():
         # Each device should have its own.
         return tf.constant(value, dtype)
-    graph = tf.compat.v1.get_default_graph()
-    constants = getattr(graph, "_nfnet_keras_constants", None)
-    if constants is None:
-        constants = graph._nfnet_keras_constants = {}
+    constants = kept_in_graph("constants")
     if (value, dtype) not in constants:
         # Nothing that it is asked for behind is behind it for all others, too.
         with tf.control_dependencies(None):

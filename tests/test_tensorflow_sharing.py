@@ -46,7 +46,7 @@ def sums(images):
 def calls_behind(function, batch):
     '''Counts what the results of a function need: kernels standardised, and gradients through that.'''
     graph = tf.function(lambda: strategy.run(function, (batch,))).get_concrete_function().graph
-    waiting, needed, found = [tensor.op for tensor in graph.outputs], set(), []
+    waiting, needed = [tensor.op for tensor in graph.outputs], set()
     while waiting:
         operation = waiting.pop()
         if operation not in needed:
