@@ -277,6 +277,14 @@ def test_numpy_kernels_can_be_standardized():
     close(standardize_kernel(kernel, gain), standardized(kernel, gain))
 
 
+@pytest.mark.parametrize("epsilons", [(1e-4, None), (1e-4, 1e-5)])
+def test_no_mean_is_left(epsilons):
+    # Positive inputs add up what is left, the same for all weights of a unit.
+    kernel = draw((3, 3, 512, 64), scale=1 / 64) + 1 / 128
+    left = np.sum(np.asarray(ops.convert_to_numpy(standardize_kernel(kernel, None, *epsilons)), np.float64), (0, 1, 2))
+    assert np.sqrt(np.mean(left**2)) < 2e-6
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_standardizes_in_float32(policy):
     layer = WSConv2D(8, 3, groups=2, padding="same", dtype=policy)
