@@ -22,6 +22,9 @@ _TINY = 1e-30
 # Elements of a kernel from which on the order of its gradients matters for what a step holds at its peak.
 _HUGE = 2**22
 
+# Pixels of the images that oneDNN's batch normalisation takes a kernel for.
+_PIXELS = 8
+
 # Elements of a kernel for each of its inputs from which on a step with so few images is one of kernels.
 _FEW = 4
 
@@ -292,8 +295,8 @@ def by_batch_norm(plain: Callable, fan_in: int, floor: float, added: float, scal
     least, factor = floor / fan_in, scale / math.sqrt(fan_in)
 
     def forward(kernel, gain):
-        found = _normalise(kernel, gain * factor, tf.zeros(0), tf.zeros(0), True, **options)
-        weights, kept = found.y, [found.reserve_space_1, found.reserve_space_2]
+        found = _normalise(_in_images(kernel), gain * factor, tf.zeros(0), tf.zeros(0), True, **options)
+        weights, kept = tf.reshape(found.y, kernel.shape), [found.reserve_space_1, found.reserve_space_2]
         if floor:
             weights = _weights_at_floor(weights, kernel, gain * factor, *kept, least)
         return weights, kept
@@ -301,12 +304,13 @@ def by_batch_norm(plain: Callable, fan_in: int, floor: float, added: float, scal
     def again(kernel, gain, kept):
         mean, variance = kept
         variance = tf.maximum(variance, least) if floor else variance
-        return _normalise(kernel, gain * factor, mean, variance, False, **options).y
+        found = _normalise(_in_images(kernel), gain * factor, mean, variance, False, **options)
+        return tf.reshape(found.y, kernel.shape)
 
     def gradient(kernel, gain, kept, upstream):
         found = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=upstream,
-            x=kernel,
+            y_backprop=_in_images(upstream),
+            x=_in_images(kernel),
             scale=gain * factor,
             reserve_space_1=kept[0],
             reserve_space_2=kept[1],
@@ -314,13 +318,22 @@ def by_batch_norm(plain: Callable, fan_in: int, floor: float, added: float, scal
             is_training=True,
             **options,
         )
-        of_kernel, of_scale = found.x_backprop, found.scale_backprop
+        of_kernel, of_scale = tf.reshape(found.x_backprop, kernel.shape), found.scale_backprop
         if floor:
             arguments = of_kernel, of_scale, kernel, gain * factor, *kept, upstream, least
             of_kernel, of_scale = _gradients_at_floor(*arguments)
         return of_kernel, of_scale * factor
 
     return Standardization(forward, again, gradient, lambda kernel, gain: plain(kernel, gain * scale))
+
+
+def _in_images(kernel):
+    """Returns a kernel as images of eight pixels, or of the most that come out even.
+
+    oneDNN goes through a batch image by image: of a large one, what it has read is no longer in the cache when it reads
+    it again, and three, the rows of a kernel, are not shared evenly by two cores.
+    """
+    return tf.reshape(kernel, (-1, math.gcd(math.prod(kernel.shape[:-1]), _PIXELS), 1, kernel.shape[-1]))
 
 
 def _normalise(kernel, scale, mean, variance, training: bool, epsilon: float):
