@@ -54,8 +54,8 @@ def _floor(shape, epsilon: float, variance_epsilon: float | None) -> tuple[float
 def _centre_and_scale(kernel, epsilon: float, added: float):
     axes = tuple(range(len(kernel.shape) - 1))
     centred = kernel
-    # A mean of thousands of weights is off by its sum's rounding. All weights of a unit would be off by that, and inputs
-    # that are positive would add it up. Of what is left of the mean, the mean is exact enough.
+    # A sum of thousands rounds, so a mean is off, and all weights of a unit by the same: inputs of one sign add that up.
+    # The mean of what is left is exact enough.
     for _ in range(2):
         centred = ops.subtract(centred, ops.mean(centred, axis=axes, keepdims=True))
     # fan_in * var(w) is the plain sum of squares of the centred weights.
