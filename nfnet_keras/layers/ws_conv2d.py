@@ -54,7 +54,7 @@ def _floor(shape, epsilon: float, variance_epsilon: float | None) -> tuple[float
 def _centre_and_scale(kernel, epsilon: float, added: float):
     axes = tuple(range(len(kernel.shape) - 1))
     centred = kernel
-    # A sum of thousands rounds, so a mean is off, and all weights of a unit by the same: inputs of one sign add that up.
+    # A sum of thousands rounds, so a mean is off, and all weights of a unit by as much: inputs of one sign add that up.
     # The mean of what is left is exact enough.
     for _ in range(2):
         centred = ops.subtract(centred, ops.mean(centred, axis=axes, keepdims=True))
