@@ -23,7 +23,7 @@ _TINY = 1e-30
 _HUGE = 2**22
 
 # Pixels of the images that oneDNN's batch normalisation takes a kernel for.
-_PIXELS = 8
+_PIXELS = 16
 
 # Elements of a kernel for each of its inputs from which on a step with so few images is one of kernels.
 _FEW = 4
@@ -309,8 +309,8 @@ def by_batch_norm(plain: Callable, fan_in: int, floor: float, added: float, scal
 
     def gradient(kernel, gain, kept, upstream):
         found = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=_in_images(upstream),
-            x=_in_images(kernel),
+            y_backprop=upstream,
+            x=kernel,
             scale=gain * factor,
             reserve_space_1=kept[0],
             reserve_space_2=kept[1],
@@ -318,7 +318,7 @@ def by_batch_norm(plain: Callable, fan_in: int, floor: float, added: float, scal
             is_training=True,
             **options,
         )
-        of_kernel, of_scale = tf.reshape(found.x_backprop, kernel.shape), found.scale_backprop
+        of_kernel, of_scale = found.x_backprop, found.scale_backprop
         if floor:
             arguments = of_kernel, of_scale, kernel, gain * factor, *kept, upstream, least
             of_kernel, of_scale = _gradients_at_floor(*arguments)
@@ -328,10 +328,10 @@ def by_batch_norm(plain: Callable, fan_in: int, floor: float, added: float, scal
 
 
 def _in_images(kernel):
-    """Returns a kernel as images of eight pixels, or of the most that come out even.
+    """Returns a kernel as images of sixteen pixels, or of the most that come out even.
 
-    oneDNN goes through a batch image by image: of a large one, what it has read is no longer in the cache when it reads
-    it again, and three, the rows of a kernel, are not shared evenly by two cores.
+    oneDNN goes through a batch image by image: what it has read of a large one is no longer in the cache when it reads
+    that again, and a 3 x 3 kernel's three are not shared evenly by two cores. For each image it takes memory, too.
     """
     return tf.reshape(kernel, (-1, math.gcd(math.prod(kernel.shape[:-1]), _PIXELS), 1, kernel.shape[-1]))
 
