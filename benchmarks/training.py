@@ -113,7 +113,7 @@ class _Batch:
         return self.results
 
     def _near_best(self, group: list[Way]) -> list[_Started]:
-        """Starts one way after the other, and ends those that are not near the fastest: few hold memory at a time."""
+        """Starts one way after the other, and keeps the two fastest, if they are near: few hold memory at a time."""
         kept: list[_Started] = []
         for way in group:
             started = self._start(way)

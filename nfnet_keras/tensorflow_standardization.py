@@ -295,8 +295,8 @@ def by_batch_norm(plain: Callable, fan_in: int, floor: float, added: float, scal
     least, factor = floor / fan_in, scale / math.sqrt(fan_in)
 
     def forward(kernel, gain):
-        found = _normalise(_in_images(kernel), gain * factor, tf.zeros(0), tf.zeros(0), True, **options)
-        weights, kept = tf.reshape(found.y, kernel.shape), [found.reserve_space_1, found.reserve_space_2]
+        found = _normalise_in_images(kernel, gain * factor, tf.zeros(0), tf.zeros(0), True, **options)
+        weights, kept = found.y, [found.reserve_space_1, found.reserve_space_2]
         if floor:
             weights = _weights_at_floor(weights, kernel, gain * factor, *kept, least)
         return weights, kept
@@ -304,8 +304,7 @@ def by_batch_norm(plain: Callable, fan_in: int, floor: float, added: float, scal
     def again(kernel, gain, kept):
         mean, variance = kept
         variance = tf.maximum(variance, least) if floor else variance
-        found = _normalise(_in_images(kernel), gain * factor, mean, variance, False, **options)
-        return tf.reshape(found.y, kernel.shape)
+        return _normalise_in_images(kernel, gain * factor, mean, variance, False, **options).y
 
     def gradient(kernel, gain, kept, upstream):
         found = tf.raw_ops.FusedBatchNormGradV3(
@@ -327,13 +326,15 @@ def by_batch_norm(plain: Callable, fan_in: int, floor: float, added: float, scal
     return Standardization(forward, again, gradient, lambda kernel, gain: plain(kernel, gain * scale))
 
 
-def _in_images(kernel):
-    """Returns a kernel as images of sixteen pixels, or of the most that come out even.
+def _normalise_in_images(kernel, *arguments, **options):
+    """Normalises a kernel as images of sixteen pixels, or of the most that come out even.
 
     oneDNN goes through a batch image by image: what it has read of a large one is no longer in the cache when it reads
     that again, and a 3 x 3 kernel's three are not shared evenly by two cores. For each image it takes memory, too.
     """
-    return tf.reshape(kernel, (-1, math.gcd(math.prod(kernel.shape[:-1]), _PIXELS), 1, kernel.shape[-1]))
+    pixels = math.gcd(math.prod(kernel.shape[:-1]), _PIXELS)
+    found = _normalise(tf.reshape(kernel, (-1, pixels, 1, kernel.shape[-1])), *arguments, **options)
+    return found._replace(y=tf.reshape(found.y, kernel.shape))
 
 
 def _normalise(kernel, scale, mean, variance, training: bool, epsilon: float):
