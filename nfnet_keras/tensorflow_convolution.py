@@ -10,7 +10,7 @@ import tensorflow as tf
 from nfnet_keras.layers.grouped_conv2d import CPUConvolution
 from nfnet_keras.tensorflow_calls import gradient_of
 from nfnet_keras.tensorflow_step import likely_batch
-from nfnet_keras.tensorflow_winograd import along_rows, pays
+from nfnet_keras.tensorflow_winograd import along_rows, in_squares, pays, pays_in_squares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,18 +116,24 @@ def _channels_last(settings: CPUConvolution) -> tuple[Callable, Callable]:
     options = {"strides": [1, *settings.strides, 1], "padding": settings.padding.upper()}
     direct = _of_groups(settings.groups, options) if settings.splits else _of_one(options)
     square = settings.kernel_size == (3, 3) and settings.strides == (1, 1) and settings.padding == "same"
-    return _or_along_rows(*direct, _of_one(options)) if square and uses_onednn() else direct
+    if not square or not uses_onednn():
+        return direct
+    return _by_size(direct, along_rows(*_of_one(options)), in_squares(settings.groups))
 
 
-def _or_along_rows(convolve: Callable, derive: Callable, products: tuple[Callable, Callable]) -> tuple:
+def _by_size(direct: tuple, rows: tuple, squares: tuple) -> tuple[Callable, Callable]:
     """A 3 x 3 convolution, and its gradient, by Winograd's algorithm where sizes are such that it pays."""
-    convolve_rows, derive_rows = along_rows(*products)
+
+    def way(inputs, kernel, backwards: bool) -> tuple[Callable, Callable]:
+        if pays_in_squares(inputs, kernel, backwards):
+            return squares
+        return rows if pays(inputs, kernel) else direct
 
     def forward(inputs, kernel, bias):
-        return (convolve_rows if pays(inputs, kernel) else convolve)(inputs, kernel, bias)
+        return way(inputs, kernel, False)[0](inputs, kernel, bias)
 
     def gradient(inputs, kernel, upstream):
-        return (derive_rows if pays(inputs, kernel) else derive)(inputs, kernel, upstream)
+        return way(inputs, kernel, True)[1](inputs, kernel, upstream)
 
     return forward, gradient
 

@@ -15,6 +15,7 @@ from nfnet_keras.tensorflow_fusion import is_large
 from nfnet_keras.tensorflow_replicas import shares_processor
 from nfnet_keras.tensorflow_sharing import computed_once
 from nfnet_keras.tensorflow_step import likely_batch
+from nfnet_keras.tensorflow_winograd import has_narrow_vectors
 
 # Added to the variance where a floor takes the place of it: too little to change a number above any floor.
 _TINY = 1e-30
@@ -95,7 +96,8 @@ def _keeps(inputs, kernel) -> bool:
     """Whether the standardised kernel is kept for the gradient."""
     if shares_processor():
         return True
-    if None in inputs.shape[1:]:
+    # Without AVX-512, computing it again takes next to nothing beside the products.
+    if None in inputs.shape[1:] or (uses_onednn() and has_narrow_vectors()):
         return False
     images = likely_batch(inputs)
     # A step with one image is one of kernels: there, memory is what they take.

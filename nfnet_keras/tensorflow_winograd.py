@@ -1,9 +1,12 @@
-"""Winograd's convolution along the rows of images, as TensorFlow trains it on a CPU.
+"""Winograd's convolution along the rows of images, or in squares, as TensorFlow trains it on a CPU.
 
 A 3 x 3 convolution of stride 1 takes twelve products of a row of images and a row of the kernel for four rows of
 outputs. Winograd's algorithm takes six, of sums of rows. Its gradients are of the same form: six products in place of
 twelve for that by the inputs, and for that by the kernel. The products stay convolutions, 1 x 3 now; the sums are
 passes over memory that XLA compiles.
+
+The same along rows and then along columns leaves 36 of 144 products for a square of four by four. They are products of
+matrices, and there are more sums: faster where products are slow beside memory, on processors without AVX-512.
 
 Source: Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks", <https://arxiv.org/abs/1509.09308>; the
 points: Barabasz et al. 2020, "Error analysis and improving the accuracy of Winograd convolution for deep neural
@@ -28,8 +31,13 @@ MIN_PIXELS = 1000
 # Inputs of a group and outputs from which on the products save more than the sums of images take.
 MIN_CHANNELS = 64
 
-# Rows that may be computed for each that is wanted, where their number is no multiple of four.
+# In squares, pixels of a batch and weights of a group's product, for outputs and for gradients, which gain more: oneDNN
+# computes those of kernels slowly.
+MIN_OF_SQUARES = ((2000, 128 * 128), (1000, 32 * 64))
+
+# Rows that may be computed for each that is wanted, where their number is no multiple of four; pixels, in squares.
 _MOST_WASTE = 1.2
+_MOST_WASTE_IN_SQUARES = 1.35
 
 _Factors = tuple[tuple[float, ...], ...]
 
@@ -68,6 +76,28 @@ def _coefficients(roots: Sequence[float]) -> list[float]:
 
 # Exact in binary. The sums round 2.3 times as much as a direct convolution in float32; with 0, 1, -1, 2, -2 3.2 times.
 _IMAGES, _KERNEL, _PRODUCTS = _factors((0.0, 0.75, -0.75, 1.5, -1.5))
+# Those of the nine parts of a kernel, for each product of a square.
+_KERNEL_IN_SQUARES = tuple(tuple(a * b for a in rows for b in columns) for rows in _KERNEL for columns in _KERNEL)
+
+
+@functools.cache
+def has_narrow_vectors() -> bool:
+    """Whether this is an x86 processor that has AVX2 and no AVX-512.
+
+    Returns:
+        `True` or `False`; `False` as well where this NumPy does not tell.
+
+    Example:
+
+    >>> has_narrow_vectors() in (True, False)
+    True
+    """
+    try:
+        # Neither NumPy nor TensorFlow has a public name for this.
+        from numpy._core._multiarray_umath import __cpu_features__ as features
+    except ImportError:
+        return False
+    return bool(features.get("AVX2")) and not features.get("AVX512F")
 
 
 def pays(inputs, kernel) -> bool:
@@ -86,13 +116,46 @@ def pays(inputs, kernel) -> bool:
     >>> pays(tf.ones((8, 12, 12, 128)), kernel), pays(tf.ones((1, 8, 8, 128)), kernel)
     (True, False)
     """
+    enough = _has_pixels(inputs, MIN_PIXELS) and min(kernel.shape[2:]) >= MIN_CHANNELS
+    return enough and _rounded_up(inputs.shape[1]) <= _MOST_WASTE * inputs.shape[1]
+
+
+def pays_in_squares(inputs, kernel, backwards: bool) -> bool:
+    """Whether a 3 x 3 convolution of stride 1 with a border of zeros, or its gradient, is faster still in squares.
+
+    Args:
+        inputs: Tensor of shape (batch, height, width, channels).
+        kernel: Tensor of shape (3, 3, inputs of a group, outputs).
+        backwards: Whether it is about the gradient, which gains more.
+
+    Returns:
+        `True` or `False`; `False` where another size than the batch's is not known.
+
+    Example:
+
+    >>> images, kernel = tf.ones((8, 12, 12, 128)), tf.ones((3, 3, 128, 128))
+    >>> pays_in_squares(images, kernel, backwards=True) == has_narrow_vectors()
+    True
+    """
+    pixels, weights = MIN_OF_SQUARES[backwards]
+    _, height, width, channels = inputs.shape
+    enough = _has_pixels(inputs, pixels) and kernel.shape[2] ** 2 * kernel.shape[3] >= weights * channels
+    if not enough or not has_narrow_vectors():
+        return False
+    return _rounded_up(height) * _rounded_up(width) <= _MOST_WASTE_IN_SQUARES * height * width
+
+
+def _has_pixels(inputs, least: int) -> bool:
+    """Whether a batch is of several images that have as many pixels at least, in float32."""
     images, (_, height, width, _) = likely_batch(inputs), inputs.shape
     if None in (height, width) or inputs.dtype != tf.float32:
         return False
-    few_wasted = ROWS * math.ceil(height / ROWS) <= _MOST_WASTE * height
     # A step with one image is one of kernels: there, memory is what they take.
-    several = images > 1 and images * height * width >= MIN_PIXELS
-    return few_wasted and several and min(kernel.shape[2:]) >= MIN_CHANNELS
+    return images > 1 and images * height * width >= least
+
+
+def _rounded_up(size: int) -> int:
+    return ROWS * math.ceil(size / ROWS)
 
 
 def along_rows(convolve: Callable, derive: Callable) -> tuple[Callable, Callable]:
@@ -128,6 +191,40 @@ def along_rows(convolve: Callable, derive: Callable) -> tuple[Callable, Callable
     return forward, gradient
 
 
+def in_squares(groups: int) -> tuple[Callable, Callable]:
+    """Returns a 3 x 3 convolution of stride 1 with a border of zeros in squares of four by four, and its gradient.
+
+    Args:
+        groups: Of the convolution.
+
+    Returns:
+        Function of inputs, kernel and bias (`None` without) to outputs, and one of inputs, kernel and the gradient of
+        the outputs to the gradients of inputs and kernel.
+
+    Example:
+
+    >>> forward, gradient = in_squares(1)
+    >>> tf.round(forward(tf.ones((1, 4, 3, 1)), tf.ones((3, 3, 1, 1)), None))[0, :, :, 0].numpy().astype(int).tolist()
+    [[4, 6, 4], [6, 9, 6], [6, 9, 6], [4, 6, 4]]
+    """
+    of_products, of_images = (tuple(map(tuple, _transposed(factors))) for factors in (_PRODUCTS, _IMAGES))
+
+    def forward(inputs, kernel, bias):
+        pairs = zip(_squares(_sums_of_images(inputs), _IMAGES, groups), _squares_of_kernel(kernel, groups), strict=True)
+        rows = _from_squares([tf.matmul(*pair) for pair in pairs], _PRODUCTS, inputs.shape)
+        return _outputs(inputs.shape[1])(*rows, *([] if bias is None else [bias]))
+
+    def gradient(inputs, kernel, upstream):
+        images = _squares(_sums_of_images(inputs), _IMAGES, groups)
+        products = _squares(_of_products(upstream), of_products, groups)
+        pairs = zip(products, _squares_of_kernel(kernel, groups), strict=True)
+        rows = _from_squares([tf.matmul(*pair, transpose_b=True) for pair in pairs], of_images, inputs.shape)
+        of_kernel = [tf.matmul(*pair, transpose_a=True) for pair in zip(images, products, strict=True)]
+        return _of_images(inputs.shape[1])(*rows), _of_squares_of_kernel(of_kernel)
+
+    return forward, gradient
+
+
 def _gradients_of_product(derive: Callable, rows, kernel, upstream) -> tuple:
     if rows.shape[-1] != kernel.shape[2]:
         return derive(rows, kernel, upstream)
@@ -146,31 +243,47 @@ def _transposed(factors: _Factors) -> list:
     return [list(column) for column in zip(*factors, strict=True)]
 
 
-def _in_fours(images):
-    """Returns every fourth row together, from the first, second, third and fourth; zeros for those that are missing."""
-    _, height, width, channels = images.shape
-    fours = math.ceil(height / ROWS)
-    images = tf.pad(images, ((0, 0), (0, fours * ROWS - height), (0, 0), (0, 0)))
-    return tf.unstack(tf.reshape(images, (-1, fours, ROWS, width, channels)), axis=2)
+def _in_fours(images, axis: int = 1) -> list:
+    """Returns every fourth row (column) together, from the first, second, third and fourth; zeros for missing ones."""
+    before, size, behind = images.shape[1:axis], images.shape[axis], images.shape[axis + 1 :]
+    around = [[0, 0] for _ in images.shape]
+    around[axis][1] = _rounded_up(size) - size
+    images = tf.reshape(tf.pad(images, around), (-1, *before, _rounded_up(size) // ROWS, ROWS, *behind))
+    return tf.unstack(images, axis=axis + 1)
 
 
-def _from_fours(rows: Sequence, height: int):
-    """Returns images of a height; the other way round."""
-    _, fours, width, channels = rows[0].shape
-    return tf.reshape(tf.stack(rows, 2), (-1, fours * ROWS, width, channels))[:, :height]
+def _from_fours(rows: Sequence, size: int, axis: int = 1):
+    """Returns images of a height (width); the other way round."""
+    shape = rows[0].shape
+    images = tf.stack(rows, axis + 1)
+    images = tf.reshape(images, (-1, *shape[1:axis], shape[axis] * ROWS, *shape[axis + 1 :]))
+    return images[:, :size] if axis == 1 else images[:, :, :size]
 
 
-def _moved(rows, by: int):
-    """Returns rows moved to the next (`by=1`) or the last (`by=-1`) group of four."""
-    before, behind = ((0, 0), (1, 0), (0, 0), (0, 0)), ((0, 0), (0, 1), (0, 0), (0, 0))
-    return tf.pad(rows[:, :-1], before) if by == 1 else tf.pad(rows[:, 1:], behind)
+def _moved(rows, by: int, axis: int = 1):
+    """Returns rows (columns) moved to the next (`by=1`) or the last (`by=-1`) group of four."""
+    around = [[0, 0] for _ in rows.shape]
+    around[axis] = [1, 0] if by == 1 else [0, 1]
+    part = slice(-1) if by == 1 else slice(1, None)
+    return tf.pad(rows[:, part] if axis == 1 else rows[:, :, part], around)
+
+
+def _with_neighbours(rows: list, axis: int = 1) -> list:
+    """Returns the row (column) above each four, the four, and the one below."""
+    return [_moved(rows[-1], 1, axis), *rows, _moved(rows[0], -1, axis)]
+
+
+def _without_neighbours(rows: Sequence, axis: int = 1) -> list:
+    """The transpose of `_with_neighbours`."""
+    above, *rows, below = rows
+    rows[-1] += _moved(above, -1, axis)
+    rows[0] += _moved(below, 1, axis)
+    return rows
 
 
 @compiled
 def _sums_of_images(images):
-    rows = _in_fours(images)
-    # The row above each four, the four, and the row below.
-    rows = [_moved(rows[-1], 1), *rows, _moved(rows[0], -1)]
+    rows = _with_neighbours(_in_fours(images))
     return [_combined(factors, rows) for factors in _IMAGES]
 
 
@@ -179,10 +292,8 @@ def _of_images(height: int) -> Callable:
     """Returns the transpose of `_sums_of_images`, for images of a height."""
 
     def join(*of_sums):
-        above, *rows, below = (_combined(factors, of_sums) for factors in _transposed(_IMAGES))
-        rows[-1] += _moved(above, -1)
-        rows[0] += _moved(below, 1)
-        return _from_fours(rows, height)
+        rows = [_combined(factors, of_sums) for factors in _transposed(_IMAGES)]
+        return _from_fours(_without_neighbours(rows), height)
 
     return compiled(join)
 
@@ -217,3 +328,58 @@ def _of_products(upstream):
     """The transpose of `_outputs`."""
     rows = _in_fours(upstream)
     return [_combined(factors, rows) for factors in _transposed(_PRODUCTS)]
+
+
+def _squares(rows: Sequence, factors: _Factors, groups: int) -> list:
+    """Returns sums of columns of sums of rows, as matrices of pixels and channels, one for each group."""
+    sums = _sums_of_columns(factors, groups)
+    return [each for sum_of_rows in rows for each in sums(sum_of_rows)]
+
+
+@functools.cache
+def _sums_of_columns(factors: _Factors, groups: int) -> Callable:
+    def split(rows):
+        columns = _in_fours(rows, 2)
+        if len(factors[0]) > ROWS:
+            columns = _with_neighbours(columns, 2)
+        sums = [tf.reshape(_combined(each, columns), (-1, groups, rows.shape[-1] // groups)) for each in factors]
+        return [tf.transpose(each, (1, 0, 2)) for each in sums]
+
+    return compiled(split)
+
+
+def _from_squares(products: Sequence, factors: _Factors, shape) -> list:
+    """Returns sums of rows of images of a shape from products in squares."""
+    groups, (height, width) = products[0].shape[0], shape[1:3]
+    join = _columns(factors, groups, _rounded_up(height) // ROWS, width)
+    return [join(*products[at : at + ROWS + 2]) for at in range(0, len(products), ROWS + 2)]
+
+
+@functools.cache
+def _columns(factors: _Factors, groups: int, height: int, width: int) -> Callable:
+    """Returns a function of products to images, joined along columns."""
+
+    def join(*products):
+        shape = (-1, height, _rounded_up(width) // ROWS, groups * products[0].shape[-1])
+        columns = [tf.reshape(tf.transpose(each, (1, 0, 2)), shape) for each in products]
+        columns = [_combined(each, columns) for each in factors]
+        return _from_fours(columns if len(columns) == ROWS else _without_neighbours(columns, 2), width, 2)
+
+    return compiled(join)
+
+
+def _squares_of_kernel(kernel, groups: int) -> list:
+    """Returns sums of the nine parts of a kernel, as matrices of inputs and outputs, one for each group."""
+    _, _, channels, filters = kernel.shape
+    parts = tf.transpose(tf.reshape(kernel, (9, channels, groups, filters // groups)), (0, 2, 1, 3))
+    sums = tf.matmul(shared_constant(_KERNEL_IN_SQUARES, kernel.dtype), tf.reshape(parts, (9, -1)))
+    return [tf.reshape(each, parts.shape[1:]) for each in tf.split(sums, (ROWS + 2) ** 2)]
+
+
+def _of_squares_of_kernel(of_sums: Sequence):
+    """The transpose of `_squares_of_kernel`."""
+    groups, channels, filters = of_sums[0].shape
+    sums = tf.reshape(tf.stack(of_sums), ((ROWS + 2) ** 2, -1))
+    of_parts = tf.matmul(shared_constant(_KERNEL_IN_SQUARES, sums.dtype), sums, transpose_a=True)
+    of_parts = tf.transpose(tf.reshape(of_parts, (9, groups, channels, filters)), (0, 2, 1, 3))
+    return tf.reshape(of_parts, (3, 3, channels, groups * filters))

@@ -229,13 +229,22 @@ def test_a_standardised_kernel_is_kept_or_computed_again(keeps):
 
 
 @pytest.mark.parametrize(("shape", "keeps"), [((2, 6, 6, 8), True), ((2, 6, 5, 8), False), ((1, 9, 9, 8), False)])
-def test_a_standardised_kernel_is_kept_where_inputs_are_larger(shape, keeps):
+def test_a_standardised_kernel_is_kept_where_inputs_are_larger(shape, keeps, monkeypatch):
+    monkeypatch.setattr(standardization, "has_narrow_vectors", lambda: False)
     kernel = tf.ones((3, 3, 8, 8))
     assert standardization._keeps(tf.ones(shape), kernel) == keeps
 
 
-def test_a_standardised_kernel_and_batches_of_any_number():
+def test_a_standardised_kernel_and_batches_of_any_number(monkeypatch):
+    monkeypatch.setattr(standardization, "has_narrow_vectors", lambda: False)
     kernel = tf.ones((3, 3, 8, 8))
     for shape, keeps in (((None, 6, 6, 8), True), ((None, 3, 3, 8), True), ((None, 3, 2, 8), False)):
         assert standardization._keeps(tf.TensorSpec(shape), kernel) == keeps
     assert not standardization._keeps(tf.TensorSpec((8, None, 6, 8)), kernel)
+
+
+@pytest.mark.parametrize(("onednn", "narrow", "keeps"), [(True, True, False), (True, False, True), (False, True, True)])
+def test_a_standardised_kernel_is_computed_again_without_avx512(onednn, narrow, keeps, monkeypatch):
+    monkeypatch.setattr(standardization, "uses_onednn", lambda: onednn)
+    monkeypatch.setattr(standardization, "has_narrow_vectors", lambda: narrow)
+    assert standardization._keeps(tf.ones((2, 6, 6, 8)), tf.ones((3, 3, 8, 8))) == keeps

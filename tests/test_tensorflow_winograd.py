@@ -1,4 +1,8 @@
-"""Winograd's convolution along rows: the numbers of the direct one, as exact as it is, and where it is taken."""
+"""Winograd's convolution, along rows and in squares: the direct one's numbers, as exact, and where it is taken."""
+
+import pathlib
+import sys
+import types
 
 import keras
 import numpy as np
@@ -26,20 +30,38 @@ def outputs_and_gradients(way, x, kernel, bias, upstream) -> list:
     return run(x, kernel, upstream)
 
 
+def along_rows(groups: int):
+    return winograd.along_rows(*convolution._of_one(OPTIONS))
+
+
+WAYS = pytest.mark.parametrize("way", [along_rows, winograd.in_squares], ids=["rows", "squares"])
+
+
+# In float64 TensorFlow has no gradients of grouped convolutions.
+@pytest.mark.parametrize(("way", "groups"), [(along_rows, 1), (winograd.in_squares, 1), (winograd.in_squares, 2)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("height", "width"), [(4, 3), (7, 5), (10, 1), (12, 12), (1, 4)])
-def test_it_is_the_convolution(height, width, bias):
-    x, upstream = numbers((2, height, width, 3), 1, "float64"), numbers((2, height, width, 5), 2, "float64")
-    kernel, bias = numbers((3, 3, 3, 5), 3, "float64"), numbers((5,), 4, "float64") if bias else None
+def test_it_is_the_convolution(height, width, bias, way, groups):
+    x, upstream = numbers((2, height, width, 3 * groups), 1, "float64"), numbers((2, height, width, 10), 2, "float64")
+    kernel, bias = numbers((3, 3, 3, 10), 3, "float64"), numbers((10,), 4, "float64") if bias else None
     direct = convolution._of_one(OPTIONS)
-    found = outputs_and_gradients(winograd.along_rows(*direct), x, kernel, bias, upstream)
-    wanted = outputs_and_gradients(direct, x, kernel, bias, upstream)
+    found = outputs_and_gradients(way(groups), x, kernel, bias, upstream)
+    wanted = by_group(direct, groups, x, kernel, bias, upstream)
     for a, b in zip(found, wanted, strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
-def test_it_rounds_little_more_than_the_direct_convolution():
+def by_group(way, groups: int, x, kernel, bias, upstream) -> list:
+    """Returns outputs and gradients of one convolution a group."""
+    biases = [None] * groups if bias is None else tf.split(bias, groups)
+    parts = [tf.split(each, groups, -1) for each in (x, kernel, upstream)]
+    each = [outputs_and_gradients(way, x, w, b, u) for x, w, u, b in zip(*parts, biases, strict=True)]
+    return [tf.concat(found, -1) for found in zip(*each, strict=True)]
+
+
+@WAYS
+def test_it_rounds_little_more_than_the_direct_convolution(way):
     shape = (4, 12, 12, 128)
     x, upstream = numbers(shape, 1), numbers(shape, 2)
     kernel, bias = numbers((3, 3, 128, 128), 3) * (9 * 128) ** -0.5, numbers((128,), 4)
@@ -51,9 +73,9 @@ def test_it_rounds_little_more_than_the_direct_convolution():
         found = outputs_and_gradients(way, x, kernel, bias, upstream)
         return [np.sqrt(np.mean((a - b.numpy()) ** 2) / np.mean(b**2)) for a, b in zip(found, exact, strict=True)]
 
-    for rows, plain in zip(errors(winograd.along_rows(*direct)), errors(direct), strict=True):
-        # Measured: 1.4 times the direct one's for outputs and inputs, 1.9 for kernels, where that is small.
-        assert rows < max(3 * plain, 3e-7)
+    for sums, plain in zip(errors(way(1)), errors(direct), strict=True):
+        # Measured: 1.4 times the direct one's for outputs and inputs along rows, 1.9 for kernels, where that is small.
+        assert sums < max(3 * plain, 3e-7)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +101,59 @@ def test_sizes_for_which_it_pays(shape, channels, outputs, pays):
 
 
 @pytest.mark.parametrize(
+    ("shape", "channels", "groups", "outputs", "forward", "back"),
+    [
+        ((8, 12, 12), 128, 6, 768, False, True),
+        ((8, 24, 24), 128, 2, 256, True, True),
+        ((8, 14, 14), 256, 1, 256, False, True),
+        ((16, 14, 14), 256, 1, 256, True, True),
+        ((32, 7, 7), 512, 1, 512, False, True),
+        ((64, 6, 6), 128, 6, 768, False, False),  # eight by eight for six by six
+        ((8, 48, 2), 128, 1, 128, False, False),
+        ((8, 8, 8), 128, 1, 128, False, False),  # few pixels
+        ((1, 48, 48), 128, 1, 128, False, False),
+        ((8, 96, 96), 32, 1, 64, False, True),
+        ((8, 48, 48), 64, 2, 128, False, True),
+        ((8, 48, 48), 32, 8, 256, False, False),
+        ((None, 24, 24), 128, 1, 128, True, True),
+        ((8, None, 48), 128, 1, 128, False, False),
+        ((8, 48, None), 128, 1, 128, False, False),
+    ],
+)
+def test_sizes_for_which_squares_pay(shape, channels, groups, outputs, forward, back, monkeypatch):
+    images, kernel = tf.TensorSpec((*shape, channels * groups)), tf.TensorSpec((3, 3, channels, outputs))
+    half = tf.TensorSpec(images.shape, tf.bfloat16)
+    for narrow in (True, False):
+        monkeypatch.setattr(winograd, "has_narrow_vectors", lambda narrow=narrow: narrow)
+        found = [winograd.pays_in_squares(images, kernel, backwards) for backwards in (False, True)]
+        assert found == [narrow and forward, narrow and back]
+        assert not winograd.pays_in_squares(half, kernel, True)
+
+
+@pytest.mark.parametrize(
+    ("features", "narrow"),
+    [
+        ({"AVX2": True, "AVX512F": False}, True),
+        ({"AVX2": True, "AVX512F": True}, False),
+        ({"AVX2": False, "AVX512F": False}, False),
+        ({"NEON": True}, False),
+        (None, False),
+    ],
+)
+def test_processors(features, narrow, monkeypatch):
+    # None: a NumPy that has no such module.
+    told = features if features is None else types.SimpleNamespace(__cpu_features__=features)
+    monkeypatch.setitem(sys.modules, "numpy._core._multiarray_umath", told)
+    assert winograd.has_narrow_vectors.__wrapped__() == narrow
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/cpuinfo").exists(), reason="Linux tells what a processor has")
+def test_this_processor():
+    flags = pathlib.Path("/proc/cpuinfo").read_text().split()
+    assert winograd.has_narrow_vectors() == ("avx2" in flags and "avx512f" not in flags)
+
+
+@pytest.mark.parametrize(
     ("changed", "is_along_rows"),
     [
         ({}, True),
@@ -93,6 +168,7 @@ def test_sizes_for_which_it_pays(shape, channels, outputs, pays):
 )
 def test_convolutions_that_it_takes_the_place_of(changed, is_along_rows, monkeypatch):
     monkeypatch.setattr(convolution, "pays", lambda *_: True)
+    monkeypatch.setattr(convolution, "pays_in_squares", lambda *_: False)
     settings = {
         "kernel_size": (3, 3),
         "strides": (1, 1),
@@ -119,16 +195,20 @@ def test_convolutions_that_it_takes_the_place_of(changed, is_along_rows, monkeyp
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("batch", [3, None])
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-def test_layer(groups, data_format, batch, monkeypatch):
+@pytest.mark.parametrize("squares", [False, True])
+def test_layer(groups, data_format, batch, squares, monkeypatch):
     if not convolution.uses_onednn():
         pytest.skip("TensorFlow trains without oneDNN here")
     layer = WSConv2D(128, 3, padding="same", groups=groups, data_format=data_format)
     channels = 64 * groups
-    x = numbers((3, 26, 13, channels) if data_format == "channels_last" else (3, channels, 26, 13), groups)
+    # Another size: what was traced for one is taken for all layers of the same.
+    size = (28, 13) if squares else (26, 13)
+    x = numbers((3, *size, channels) if data_format == "channels_last" else (3, channels, *size), groups)
     layer(x)
     layer.bias.assign(numbers((128,), 5))
     taken = []
     monkeypatch.setattr(convolution, "pays", lambda *tensors: taken.append(winograd.pays(*tensors)) or taken[-1])
+    monkeypatch.setattr(convolution, "pays_in_squares", lambda *_: squares and (taken.append(True) or True))
     found = []
     for compiles in (fusion.compiles, lambda tensor: False):
         monkeypatch.setattr(fusion, "compiles", compiles)
