@@ -73,8 +73,8 @@ def test_it_rounds_little_more_than_the_direct_convolution(way):
         found = outputs_and_gradients(way, x, kernel, bias, upstream)
         return [np.sqrt(np.mean((a - b.numpy()) ** 2) / np.mean(b**2)) for a, b in zip(found, exact, strict=True)]
 
-    # Measured, of the size of each: outputs and gradients by inputs 2.1e-7 to 5.9e-7 directly (TensorFlow's own convolution
-    # and oneDNN's), 5e-7 to 8.2e-7 along rows, 1.2e-6 in squares, which would be twice that at 0, 1, -1, 2 and -2.
+    # Measured, of the size of each: outputs and gradients by inputs 2.1e-7 to 5.9e-7 directly (TensorFlow's own
+    # convolution, oneDNN's), 5e-7 to 8.2e-7 along rows, 1.2e-6 in squares.
     for sums, plain in zip(errors(way(1)), errors(direct), strict=True):
         assert sums < (1.6e-6 if way is winograd.in_squares else max(3 * plain, 3e-7))
 
