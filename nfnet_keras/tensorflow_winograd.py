@@ -117,7 +117,7 @@ def pays(inputs, kernel) -> bool:
     (True, False)
     """
     enough = _has_pixels(inputs, MIN_PIXELS) and min(kernel.shape[2:]) >= MIN_CHANNELS
-    return enough and _rounded_up(inputs.shape[1]) <= _MOST_WASTE * inputs.shape[1]
+    return enough and ROWS * _fours(inputs.shape[1]) <= _MOST_WASTE * inputs.shape[1]
 
 
 def pays_in_squares(inputs, kernel, backwards: bool) -> bool:
@@ -142,7 +142,7 @@ def pays_in_squares(inputs, kernel, backwards: bool) -> bool:
     enough = _has_pixels(inputs, pixels) and kernel.shape[2] ** 2 * kernel.shape[3] >= weights * channels
     if not enough or not has_narrow_vectors():
         return False
-    return _rounded_up(height) * _rounded_up(width) <= _MOST_WASTE_IN_SQUARES * height * width
+    return ROWS**2 * _fours(height) * _fours(width) <= _MOST_WASTE_IN_SQUARES * height * width
 
 
 def _has_pixels(inputs, least: int) -> bool:
@@ -154,8 +154,8 @@ def _has_pixels(inputs, least: int) -> bool:
     return images > 1 and images * height * width >= least
 
 
-def _rounded_up(size: int) -> int:
-    return ROWS * math.ceil(size / ROWS)
+def _fours(size: int) -> int:
+    return math.ceil(size / ROWS)
 
 
 def along_rows(convolve: Callable, derive: Callable) -> tuple[Callable, Callable]:
@@ -207,7 +207,6 @@ def in_squares(groups: int) -> tuple[Callable, Callable]:
     >>> tf.round(forward(tf.ones((1, 4, 3, 1)), tf.ones((3, 3, 1, 1)), None))[0, :, :, 0].numpy().astype(int).tolist()
     [[4, 6, 4], [6, 9, 6], [6, 9, 6], [4, 6, 4]]
     """
-    of_products, of_images = (tuple(map(tuple, _transposed(factors))) for factors in (_PRODUCTS, _IMAGES))
 
     def forward(inputs, kernel, bias):
         pairs = zip(_squares(_sums_of_images(inputs), _IMAGES, groups), _squares_of_kernel(kernel, groups), strict=True)
@@ -216,9 +215,10 @@ def in_squares(groups: int) -> tuple[Callable, Callable]:
 
     def gradient(inputs, kernel, upstream):
         images = _squares(_sums_of_images(inputs), _IMAGES, groups)
-        products = _squares(_of_products(upstream), of_products, groups)
+        products = _squares(_of_products(upstream), _transposed(_PRODUCTS), groups)
         pairs = zip(products, _squares_of_kernel(kernel, groups), strict=True)
-        rows = _from_squares([tf.matmul(*pair, transpose_b=True) for pair in pairs], of_images, inputs.shape)
+        of_images = [tf.matmul(*pair, transpose_b=True) for pair in pairs]
+        rows = _from_squares(of_images, _transposed(_IMAGES), inputs.shape)
         of_kernel = [tf.matmul(*pair, transpose_a=True) for pair in zip(images, products, strict=True)]
         return _of_images(inputs.shape[1])(*rows), _of_squares_of_kernel(of_kernel)
 
@@ -239,20 +239,34 @@ def _combined(factors: Sequence[float], tensors: Sequence):
     return functools.reduce(tf.add, terms)
 
 
-def _transposed(factors: _Factors) -> list:
-    return [list(column) for column in zip(*factors, strict=True)]
+def _transposed(factors: _Factors) -> _Factors:
+    return tuple(zip(*factors, strict=True))
 
 
-def _in_fours(images, axis: int = 1) -> list:
+def _sums(images, factors: _Factors, axis: int) -> list:
+    """Returns sums of rows (`axis=1`) or columns (`axis=2`), every fourth of them together, one for each product."""
+    rows = _in_fours(images, axis)
+    if len(factors[0]) > ROWS:
+        rows = _with_neighbours(rows, axis)
+    return [_combined(each, rows) for each in factors]
+
+
+def _joined(products: Sequence, factors: _Factors, size: int, axis: int):
+    """Returns images of a height (width) from sums of products."""
+    rows = [_combined(each, products) for each in factors]
+    return _from_fours(rows if len(rows) == ROWS else _without_neighbours(rows, axis), size, axis)
+
+
+def _in_fours(images, axis: int) -> list:
     """Returns every fourth row (column) together, from the first, second, third and fourth; zeros for missing ones."""
     before, size, behind = images.shape[1:axis], images.shape[axis], images.shape[axis + 1 :]
     around = [[0, 0] for _ in images.shape]
-    around[axis][1] = _rounded_up(size) - size
-    images = tf.reshape(tf.pad(images, around), (-1, *before, _rounded_up(size) // ROWS, ROWS, *behind))
+    around[axis][1] = ROWS * _fours(size) - size
+    images = tf.reshape(tf.pad(images, around), (-1, *before, _fours(size), ROWS, *behind))
     return tf.unstack(images, axis=axis + 1)
 
 
-def _from_fours(rows: Sequence, size: int, axis: int = 1):
+def _from_fours(rows: Sequence, size: int, axis: int):
     """Returns images of a height (width); the other way round."""
     shape = rows[0].shape
     images = tf.stack(rows, axis + 1)
@@ -260,7 +274,7 @@ def _from_fours(rows: Sequence, size: int, axis: int = 1):
     return images[:, :size] if axis == 1 else images[:, :, :size]
 
 
-def _moved(rows, by: int, axis: int = 1):
+def _moved(rows, by: int, axis: int):
     """Returns rows (columns) moved to the next (`by=1`) or the last (`by=-1`) group of four."""
     around = [[0, 0] for _ in rows.shape]
     around[axis] = [1, 0] if by == 1 else [0, 1]
@@ -268,12 +282,12 @@ def _moved(rows, by: int, axis: int = 1):
     return tf.pad(rows[:, part] if axis == 1 else rows[:, :, part], around)
 
 
-def _with_neighbours(rows: list, axis: int = 1) -> list:
+def _with_neighbours(rows: list, axis: int) -> list:
     """Returns the row (column) above each four, the four, and the one below."""
     return [_moved(rows[-1], 1, axis), *rows, _moved(rows[0], -1, axis)]
 
 
-def _without_neighbours(rows: Sequence, axis: int = 1) -> list:
+def _without_neighbours(rows: Sequence, axis: int) -> list:
     """The transpose of `_with_neighbours`."""
     above, *rows, below = rows
     rows[-1] += _moved(above, -1, axis)
@@ -283,19 +297,13 @@ def _without_neighbours(rows: Sequence, axis: int = 1) -> list:
 
 @compiled
 def _sums_of_images(images):
-    rows = _with_neighbours(_in_fours(images))
-    return [_combined(factors, rows) for factors in _IMAGES]
+    return _sums(images, _IMAGES, 1)
 
 
 @functools.cache
 def _of_images(height: int) -> Callable:
     """Returns the transpose of `_sums_of_images`, for images of a height."""
-
-    def join(*of_sums):
-        rows = [_combined(factors, of_sums) for factors in _transposed(_IMAGES)]
-        return _from_fours(_without_neighbours(rows), height)
-
-    return compiled(join)
+    return compiled(lambda *of_sums: _joined(of_sums, _transposed(_IMAGES), height, 1))
 
 
 def _sums_of_kernel(kernel) -> list:
@@ -318,7 +326,7 @@ def _outputs(height: int) -> Callable:
     def join(*tensors):
         products, bias = tensors[: ROWS + 2], tensors[ROWS + 2 :]
         rows = [_combined(factors, products) for factors in _PRODUCTS]
-        return _from_fours([row + bias[0] for row in rows] if bias else rows, height)
+        return _from_fours([row + bias[0] for row in rows] if bias else rows, height, 1)
 
     return compiled(join)
 
@@ -326,8 +334,7 @@ def _outputs(height: int) -> Callable:
 @compiled
 def _of_products(upstream):
     """The transpose of `_outputs`."""
-    rows = _in_fours(upstream)
-    return [_combined(factors, rows) for factors in _transposed(_PRODUCTS)]
+    return _sums(upstream, _transposed(_PRODUCTS), 1)
 
 
 def _squares(rows: Sequence, factors: _Factors, groups: int) -> list:
@@ -339,11 +346,8 @@ def _squares(rows: Sequence, factors: _Factors, groups: int) -> list:
 @functools.cache
 def _sums_of_columns(factors: _Factors, groups: int) -> Callable:
     def split(rows):
-        columns = _in_fours(rows, 2)
-        if len(factors[0]) > ROWS:
-            columns = _with_neighbours(columns, 2)
-        sums = [tf.reshape(_combined(each, columns), (-1, groups, rows.shape[-1] // groups)) for each in factors]
-        return [tf.transpose(each, (1, 0, 2)) for each in sums]
+        shape = (-1, groups, rows.shape[-1] // groups)
+        return [tf.transpose(tf.reshape(each, shape), (1, 0, 2)) for each in _sums(rows, factors, 2)]
 
     return compiled(split)
 
@@ -351,7 +355,7 @@ def _sums_of_columns(factors: _Factors, groups: int) -> Callable:
 def _from_squares(products: Sequence, factors: _Factors, shape) -> list:
     """Returns sums of rows of images of a shape from products in squares."""
     groups, (height, width) = products[0].shape[0], shape[1:3]
-    join = _columns(factors, groups, _rounded_up(height) // ROWS, width)
+    join = _columns(factors, groups, _fours(height), width)
     return [join(*products[at : at + ROWS + 2]) for at in range(0, len(products), ROWS + 2)]
 
 
@@ -360,10 +364,8 @@ def _columns(factors: _Factors, groups: int, height: int, width: int) -> Callabl
     """Returns a function of products to images, joined along columns."""
 
     def join(*products):
-        shape = (-1, height, _rounded_up(width) // ROWS, groups * products[0].shape[-1])
-        columns = [tf.reshape(tf.transpose(each, (1, 0, 2)), shape) for each in products]
-        columns = [_combined(each, columns) for each in factors]
-        return _from_fours(columns if len(columns) == ROWS else _without_neighbours(columns, 2), width, 2)
+        shape = (-1, height, _fours(width), groups * products[0].shape[-1])
+        return _joined([tf.reshape(tf.transpose(each, (1, 0, 2)), shape) for each in products], factors, width, 2)
 
     return compiled(join)
 
